@@ -1,0 +1,187 @@
+"""Export a run: `python export/to_onnx.py RUN --out BUNDLE`.
+
+The bundle holds one `model.onnx`, `model_card.json`, `parity.json` and a manifest with the digest
+of each. The command prints a parity table and fails when an output is out of bounds.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx
+import torch
+
+from export import parity
+from export.bev_pool_onnx import OPSET, attach_body, bev_pool_node, register_schema
+from export.deploy_graph import DeployGraph
+from export.parity_frames import log_frames, noise_frame, with_missing_sensors
+from perception import atomic_file, json_codec, provenance
+from perception.bundle import CARD_FILE, MODEL_FILE, load_bundle, write_manifest
+from perception.checkpoint import Checkpoint, load_checkpoint
+from perception.data.nuscenes_log import NuScenesLog
+from perception.errors import InputError, run_command
+from perception.geometry.pillars import POINT_COLUMNS
+from perception.model_card import BOX_COLUMNS, FORMAT_VERSION, ModelCard, TensorSpec
+from perception.model_inputs import TENSOR_NAMES, ModelInputs
+from perception.taxonomy import DETECTION_CLASSES, MAP_CLASSES
+
+PARITY_FILE = "parity.json"
+OUTPUT_NAMES = ("boxes_ego", "scores", "labels", "map_prob")
+VARIABLE_AXES = {
+    "point_depth": "points",
+    "point_feat": "points",
+    "pillar_points": "pillars",
+    "pillar_num_points": "pillars",
+    "pillar_cell": "pillars",
+}
+"""Tensors whose first axis changes from frame to frame."""
+
+MEANINGS = {
+    "images": "camera pictures after resize and crop, RGB 0..255, cameras in the card's order",
+    "camera_mask": "1 where the camera's picture counts, else 0",
+    "point_depth": "frustum points by BEV cell: index into (cam, depth, h, w)",
+    "point_feat": "frustum points by BEV cell: index into (cam, h, w)",
+    "cell_start": "points of BEV cell g are cell_start[g] to cell_start[g + 1], excluded",
+    "pillar_points": "LiDAR points per pillar, columns as point_columns, zero where unused",
+    "pillar_num_points": "points used per pillar",
+    "pillar_cell": "pillar's cell, iy * nx + ix",
+    "cell_pillar": "cell's pillar, counted from 1; 0 where the cell is empty",
+    "lidar_mask": "1 where the LiDAR counts, else 0",
+    "boxes_ego": "columns as box_columns, ego frame at the frame's stamp, SI units, best first",
+    "scores": "0..1",
+    "labels": "index into detection_classes",
+    "map_prob": "probability per map layer on map_grid; rows grow with y, columns with x",
+}
+
+
+def export_run(run: Path, out: Path, frames: list[ModelInputs], overwrite: bool = False) -> bool:
+    """Export a run into a bundle and compare it with torch.
+
+    Args:
+        run: Run folder with a checkpoint.
+        out: The bundle, a folder that appears when it is whole.
+        frames: Real inputs for the parity table, besides noise and frames with sensors missing.
+        overwrite: Replace an existing bundle.
+
+    Returns:
+        Whether the exported file agrees with torch. If it does not, there is no bundle.
+    """
+    checkpoint = load_checkpoint(run)
+    graph = DeployGraph(checkpoint.detector)
+    noise = noise_frame(checkpoint.config.inputs)
+    compared = [noise, *frames, *with_missing_sensors(frames[0] if frames else noise)]
+    with atomic_file.new_folder(out, overwrite) as folder:
+        model = export_graph(graph, noise)
+        card = model_card(checkpoint, graph, noise)
+        atomic_file.write_bytes(folder / MODEL_FILE, model.SerializeToString())
+        atomic_file.write_text(folder / CARD_FILE, json_codec.to_json(card))
+        write_manifest(folder)
+        report = parity.compare(graph, load_bundle(folder), compared)
+        sys.stdout.write(f"{report.table()}\n")
+        if not report.passed:
+            raise InputError(
+                f"{out} was not written: the exported file disagrees with torch (table above); "
+                "report it with this run, or export from another version of torch."
+            )
+        text = json.dumps(dataclasses.asdict(report), indent=2)
+        atomic_file.write_text(folder / PARITY_FILE, text + "\n")
+        write_manifest(folder)
+    return report.passed
+
+
+def export_graph(graph: DeployGraph, example: ModelInputs) -> onnx.ModelProto:
+    """Trace the graph and give the BEV pool its body."""
+    register_schema()
+    tensors = {name: torch.from_numpy(getattr(example, name)) for name in TENSOR_NAMES}
+    dims = {name: torch.export.Dim(name) for name in sorted(set(VARIABLE_AXES.values()))}
+    shapes = {
+        name: {0: dims[VARIABLE_AXES[name]]} if name in VARIABLE_AXES else None
+        for name in TENSOR_NAMES
+    }
+    with warnings.catch_warnings():
+        # the exporter warns of its own deprecations, and that shared axis names are shared
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph,
+            kwargs=tensors,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(TENSOR_NAMES),
+            output_names=list(OUTPUT_NAMES),
+            dynamic_shapes=shapes,
+            custom_translation_table={torch.ops.perception.bev_pool.default: bev_pool_node},
+            verbose=False,
+        )
+    model = cast(torch.onnx.ONNXProgram, program).model_proto
+    attach_body(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def model_card(checkpoint: Checkpoint, graph: DeployGraph, example: ModelInputs) -> ModelCard:
+    """Write down what the car must know."""
+    outputs = parity.run_torch(graph, example)
+    return ModelCard(
+        format_version=FORMAT_VERSION,
+        recipe=checkpoint.recipe,
+        commit=provenance.commit_name(),
+        inputs=checkpoint.config.inputs,
+        point_columns=POINT_COLUMNS,
+        box_columns=BOX_COLUMNS,
+        detection_classes=DETECTION_CLASSES,
+        map_classes=MAP_CLASSES,
+        map_grid=checkpoint.config.map_head.grid,
+        num_boxes=checkpoint.config.box_head.num_boxes,
+        input_tensors=tuple(_tensor_spec(name, getattr(example, name)) for name in TENSOR_NAMES),
+        output_tensors=tuple(_tensor_spec(name, getattr(outputs, name)) for name in OUTPUT_NAMES),
+    )
+
+
+def main() -> int:
+    """Read the command line, export, print the parity table."""
+    parser = argparse.ArgumentParser(prog="to_onnx.py", description=__doc__)
+    parser.add_argument("run", type=Path, help="run folder made by train.py")
+    parser.add_argument("--out", type=Path, required=True, help="bundle folder to make")
+    parser.add_argument(
+        "--log", type=Path, help="nuScenes log for the parity table (default: the run's own)"
+    )
+    parser.add_argument("--version", help="folder of the log's tables, such as v1.0-mini")
+    parser.add_argument("--frames", type=int, default=4, help="keyframes compared (default: 4)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    arguments = parser.parse_args()
+    if not arguments.run.is_dir():
+        raise InputError(f"{arguments.run} is no folder: give a run folder made by train.py.")
+    log = _parity_log(arguments.run, arguments.log, arguments.version)
+    spec = load_checkpoint(arguments.run).config.inputs
+    frames = log_frames(log, spec, arguments.frames) if log else []
+    passed = export_run(arguments.run, arguments.out, frames, arguments.overwrite)
+    sys.stdout.write(f"bundle: {arguments.out}\n")
+    return 0 if passed else 1
+
+
+def _parity_log(run: Path, log: Path | None, version: str | None) -> NuScenesLog | None:
+    """The log that was asked for, else the one the run was trained on, else none."""
+    if log is not None:
+        return NuScenesLog(log, version)
+    config_path = run / "config.json"
+    data = json.loads(config_path.read_text())["data"] if config_path.is_file() else {}
+    if data.get("log") and Path(data["log"]).is_dir():
+        return NuScenesLog(Path(data["log"]), data["version"] or None)
+    sys.stderr.write("no log for the parity table: comparing on noise only, pass --log ROOT\n")
+    return None
+
+
+def _tensor_spec(name: str, array: np.ndarray) -> TensorSpec:
+    shape = [str(size) for size in array.shape]
+    if name in VARIABLE_AXES:
+        shape[0] = VARIABLE_AXES[name]
+    return TensorSpec(name=name, dtype=array.dtype.name, shape=tuple(shape), meaning=MEANINGS[name])
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,80 @@
+"""Weights (safetensors) together with the configuration that they belong to. Never a pickle."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from perception import atomic_file, json_codec
+from perception.errors import InputError
+from perception.models.detector import BevDetector, DetectorConfig, build_detector
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+_CONFIG_KEY, _RECIPE_KEY, _DIGEST_KEY = "detector_config", "recipe", "sha256_weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A trained detector."""
+
+    detector: BevDetector
+    """In evaluation mode, on the CPU."""
+    config: DetectorConfig
+    recipe: str
+
+
+def save_checkpoint(path: Path, detector: BevDetector, config: DetectorConfig, recipe: str) -> None:
+    """Write weights, configuration and a digest of the weights into one file."""
+    weights = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
+    metadata = {
+        _CONFIG_KEY: json_codec.to_json(config),
+        _RECIPE_KEY: recipe,
+        _DIGEST_KEY: _digest(weights),
+    }
+    atomic_file.write_bytes(path, safetensors.torch.save(weights, metadata))
+
+
+def load_checkpoint(run: Path) -> Checkpoint:
+    """Read the checkpoint of a run folder.
+
+    Raises:
+        InputError: There is none, it is damaged, or it belongs to another version of the network.
+    """
+    path = run / CHECKPOINT_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{run} holds no {CHECKPOINT_FILE}: give a run folder made by training/train.py."
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+        config_text, recipe = metadata[_CONFIG_KEY], metadata[_RECIPE_KEY]
+        expected = metadata[_DIGEST_KEY]
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise InputError(
+            f"{path} is no checkpoint of this project ({error}): train again."
+        ) from error
+    if _digest(weights) != expected:
+        raise InputError(f"{path} is damaged (its weights do not match their digest): train again.")
+    config = json_codec.from_json(DetectorConfig, config_text, f"{path} (configuration)")
+    detector = build_detector(config)
+    try:
+        detector.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise InputError(
+            f"{path} is of another version of the network ({first}): train again."
+        ) from error
+    return Checkpoint(detector=detector.eval(), config=config, recipe=recipe)
+
+
+def _digest(weights: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,42 @@
+"""Frames to a batch: lists and pillars are laid end to end, each frame's indices shifted."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from perception.model_inputs import InputSpec, ModelInputs
+from perception.models.detector import InputTensors
+
+
+def collate_inputs(frames: Sequence[ModelInputs], spec: InputSpec) -> InputTensors:
+    """Batch the inputs of b frames that were prepared with `spec`."""
+    num_pixels = len(spec.cameras) * spec.feature_height * spec.feature_width
+    num_frustum_points = num_pixels * spec.frustum.num_depths
+    first_point = np.cumsum([0] + [len(f.point_depth) for f in frames])
+    first_pillar = np.cumsum([0] + [len(f.pillar_points) for f in frames])
+    indexed = list(enumerate(frames))
+    arrays = {
+        "images": np.stack([f.images for f in frames]),
+        "camera_mask": np.stack([f.camera_mask for f in frames]),
+        "point_depth": np.concatenate([f.point_depth + i * num_frustum_points for i, f in indexed]),
+        "point_feat": np.concatenate([f.point_feat + i * num_pixels for i, f in indexed]),
+        "cell_start": np.concatenate(
+            [f.cell_start[:-1] + first_point[i] for i, f in indexed] + [first_point[-1:]]
+        ),
+        "pillar_points": np.concatenate([f.pillar_points for f in frames]),
+        "pillar_num_points": np.concatenate([f.pillar_num_points for f in frames]),
+        "pillar_cell": np.concatenate([f.pillar_cell for f in frames]),
+        # row 0 is the empty pillar of the whole batch
+        "cell_pillar": np.concatenate(
+            [np.where(f.cell_pillar > 0, f.cell_pillar + first_pillar[i], 0) for i, f in indexed]
+        ),
+        "lidar_mask": np.stack([f.lidar_mask for f in frames]),
+    }
+    integers = {"point_depth", "point_feat", "cell_start", "pillar_cell", "cell_pillar"}
+    return InputTensors(
+        **{
+            name: torch.from_numpy(array.astype(np.int32) if name in integers else array)
+            for name, array in arrays.items()
+        }
+    )

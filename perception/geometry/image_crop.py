@@ -1,0 +1,97 @@
+"""From a camera's full image to the network's input: resize, then keep the bottom rows.
+
+Bilinear sampling between pixel centres, written in numpy so that training and car compute the very
+same bytes with nothing to install.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt8, UInt16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageCrop:
+    """Size of the network's image and how it is cut from a camera's."""
+
+    height_px: int
+    """Rows of the network's image."""
+    width_px: int
+    """Columns of the network's image; the camera's full width is resized to it."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty image."""
+        if self.height_px < 1 or self.width_px < 1:
+            raise ValueError(f"image is {self.width_px} x {self.height_px} px, expected 1 or more")
+
+    def A_img_aug_img(self, width_px: int, height_px: int) -> Float64[np.ndarray, "3 3"]:
+        """Homography from the camera's pixels to the network's.
+
+        Args:
+            width_px: Width of the camera's image.
+            height_px: Height of the camera's image.
+
+        Raises:
+            ValueError: The resized image has fewer rows than the network wants.
+        """
+        scale = self.width_px / width_px
+        top = round(height_px * scale) - self.height_px
+        if top < 0:
+            raise ValueError(
+                f"image {width_px} x {height_px} px resized to width {self.width_px} has "
+                f"{round(height_px * scale)} rows, expected {self.height_px} or more: "
+                "use another camera or a lower crop"
+            )
+        return np.array([[scale, 0.0, 0.0], [0.0, scale, -float(top)], [0.0, 0.0, 1.0]])
+
+    def apply(self, rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h_aug w_aug 3"]:
+        """Resize and crop an image."""
+        height, width, _ = rgb.shape
+        taps = _bilinear_taps(self, width, height)
+        flat = np.ascontiguousarray(rgb).reshape(-1)
+        corners = [flat.take(index).astype(np.uint16) for index in taps.index]
+        top = (corners[0] * taps.left + corners[1] * taps.right) >> 8
+        bottom = (corners[2] * taps.left + corners[3] * taps.right) >> 8
+        blend = (top * taps.upper + bottom * taps.lower + 128) >> 8
+        return blend.astype(np.uint8).reshape(self.height_px, self.width_px, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Taps:
+    """Where the four neighbours of each output value lie, and their weights out of 256."""
+
+    index: tuple[Int64[np.ndarray, "h_aug n"], ...]
+    left: UInt16[np.ndarray, " n"]
+    right: UInt16[np.ndarray, " n"]
+    upper: UInt16[np.ndarray, "h_aug 1"]
+    lower: UInt16[np.ndarray, "h_aug 1"]
+
+
+@lru_cache(maxsize=16)
+def _bilinear_taps(crop: ImageCrop, width: int, height: int) -> _Taps:
+    A = crop.A_img_aug_img(width, height)
+    u = (np.arange(crop.width_px) + 0.5 - A[0, 2]) / A[0, 0] - 0.5
+    v = (np.arange(crop.height_px) + 0.5 - A[1, 2]) / A[1, 1] - 0.5
+    u, v = np.clip(u, 0, width - 1), np.clip(v, 0, height - 1)
+    u_low, v_low = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
+    u_high, v_high = np.minimum(u_low + 1, width - 1), np.minimum(v_low + 1, height - 1)
+    right = np.repeat(np.round((u - u_low) * 256), 3).astype(np.uint16)
+    lower = np.round((v - v_low) * 256).astype(np.uint16)[:, None]
+
+    def index(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        values = (columns[:, None] * 3 + np.arange(3)).reshape(-1)
+        return rows[:, None] * (width * 3) + values[None, :]
+
+    return _Taps(
+        index=(
+            index(v_low, u_low),
+            index(v_low, u_high),
+            index(v_high, u_low),
+            index(v_high, u_high),
+        ),
+        left=np.uint16(256) - right,
+        right=right,
+        upper=np.uint16(256) - lower,
+        lower=lower,
+    )

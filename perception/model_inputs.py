@@ -1,0 +1,236 @@
+"""From a sensor frame to the network's input tensors: the same code in training and in the car."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int32, UInt8
+
+from perception.geometry import frustum, pillars, rigid
+from perception.geometry.grid import BevGrid
+from perception.geometry.image_crop import ImageCrop
+from perception.messages import CameraImage, LidarSweep, SensorFrame
+from perception.taxonomy import LIDAR
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """Everything that fixes the network's inputs. Travels in the model card."""
+
+    cameras: tuple[str, ...]
+    """Cameras in the order of the tensors."""
+    image: ImageCrop
+    """How an image is cut."""
+    frustum: frustum.Frustum
+    """How image features are spread in space."""
+    bev: BevGrid
+    """The network's BEV grid."""
+    pillars: pillars.PillarConfig
+    """How points are sorted."""
+    max_sensor_age: float = 0.1
+    """A sensor whose newest data is further from the frame's stamp than this [s], before or after,
+    is masked. nuScenes' cameras are up to 0.043 s early (measured on real logs)."""
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together."""
+        if len(set(self.cameras)) != len(self.cameras):
+            raise ValueError(f"cameras are {self.cameras}, expected each name once")
+        for size, name in ((self.image.height_px, "height"), (self.image.width_px, "width")):
+            if size % self.frustum.stride:
+                raise ValueError(
+                    f"image {name} is {size} px, expected a multiple of {self.frustum.stride}"
+                )
+
+    @property
+    def feature_height(self) -> int:
+        """Rows of the image feature map."""
+        return self.image.height_px // self.frustum.stride
+
+    @property
+    def feature_width(self) -> int:
+        """Columns of the image feature map."""
+        return self.image.width_px // self.frustum.stride
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInputs:
+    """The network's inputs for one frame; field names are the exported graph's tensor names."""
+
+    images: UInt8[np.ndarray, "cam h w 3"]
+    camera_mask: Float32[np.ndarray, " cam"]
+    point_depth: Int32[np.ndarray, " p"]
+    point_feat: Int32[np.ndarray, " p"]
+    cell_start: Int32[np.ndarray, " g_plus_1"]
+    pillar_points: Float32[np.ndarray, "v m 5"]
+    pillar_num_points: Int32[np.ndarray, " v"]
+    pillar_cell: Int32[np.ndarray, " v"]
+    cell_pillar: Int32[np.ndarray, " g_lidar"]
+    lidar_mask: Float32[np.ndarray, " 1"]
+
+
+TENSOR_NAMES = tuple(ModelInputs.__dataclass_fields__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedFrame:
+    """Inputs, and what went into them."""
+
+    inputs: ModelInputs
+    sensors_used: tuple[str, ...]
+    sensors_missing: Mapping[str, str]
+    """Sensor name -> why it is masked."""
+    num_dropped_pillars: int
+
+
+ParallelMap = Callable[
+    [Callable[[CameraImage], np.ndarray], Iterable[CameraImage]], Iterable[np.ndarray]
+]
+
+
+def prepare_frame(
+    frame: SensorFrame, spec: InputSpec, parallel_map: ParallelMap = map
+) -> PreparedFrame:
+    """Cut the images, list the frustum points per cell, sort the points into pillars.
+
+    A sensor that is absent, too old, too new or of the wrong size is masked and named; nothing that
+    a sensor sends raises.
+
+    Args:
+        frame: Raw data of one instant.
+        spec: What the network wants.
+        parallel_map: Like the builtin `map`; a thread pool's runs the images side by side.
+    """
+    faults = {camera: _camera_fault(frame, camera, spec) for camera in spec.cameras}
+    faults[LIDAR] = _lidar_fault(frame, spec)
+    used = tuple(sensor for sensor, fault in faults.items() if fault is None)
+    images = {camera: frame.images[camera] for camera in spec.cameras if camera in used}
+
+    pixels = np.zeros(
+        (len(spec.cameras), spec.image.height_px, spec.image.width_px, 3), dtype=np.uint8
+    )
+    crops = parallel_map(lambda image: spec.image.apply(image.rgb), images.values())
+    for camera, crop in zip(images, crops, strict=True):
+        pixels[spec.cameras.index(camera)] = crop
+    table = frame_pool_table(frame, spec, tuple(images))
+    points_ego = accumulate(frame, usable_sweeps(frame, spec), spec.pillars)
+    columns = pillars.build_pillars(points_ego, spec.pillars)
+    return PreparedFrame(
+        inputs=ModelInputs(
+            images=pixels,
+            camera_mask=np.array([camera in images for camera in spec.cameras], dtype=np.float32),
+            point_depth=table.point_depth,
+            point_feat=table.point_feat,
+            cell_start=table.cell_start,
+            pillar_points=columns.points,
+            pillar_num_points=columns.num_points,
+            pillar_cell=columns.cell,
+            cell_pillar=columns.cell_pillar,
+            lidar_mask=np.array([LIDAR in used], dtype=np.float32),
+        ),
+        sensors_used=used,
+        sensors_missing={
+            sensor: frame.missing.get(sensor, fault)
+            for sensor, fault in faults.items()
+            if fault is not None
+        },
+        num_dropped_pillars=columns.num_dropped_pillars,
+    )
+
+
+def frame_pool_table(
+    frame: SensorFrame, spec: InputSpec, cameras: tuple[str, ...]
+) -> frustum.PoolTable:
+    """Frustum lists of one frame; each camera where the car was when it took its picture."""
+    K_img_aug: list[np.ndarray | None] = [None] * len(spec.cameras)
+    T_ego_cam: list[np.ndarray | None] = [None] * len(spec.cameras)
+    for index, camera in enumerate(spec.cameras):
+        if camera in cameras:
+            calibration = frame.calibration.cameras[camera]
+            A = spec.image.A_img_aug_img(calibration.width_px, calibration.height_px)
+            K_img_aug[index] = A @ calibration.K_cam
+            T_ego_cam[index] = (
+                motion(frame.T_global_ego, frame.images[camera].T_global_ego)
+                @ calibration.T_ego_cam
+            )
+    return frustum.pool_table(
+        spec.frustum, spec.bev, spec.feature_height, spec.feature_width, K_img_aug, T_ego_cam
+    )
+
+
+def motion(
+    T_global_ego_now: Float64[np.ndarray, "4 4"] | None,
+    T_global_ego_then: Float64[np.ndarray, "4 4"] | None,
+) -> Float64[np.ndarray, "4 4"]:
+    """`T_ego_now_ego_then`; identity where a pose is not known: the car is taken to stand."""
+    if T_global_ego_now is None or T_global_ego_then is None:
+        return np.eye(4)
+    return rigid.inverse(T_global_ego_now) @ T_global_ego_then
+
+
+def usable_sweeps(frame: SensorFrame, spec: InputSpec) -> tuple[LidarSweep, ...]:
+    """Sweeps that may be accumulated, newest first; empty where the newest is too old or too new.
+
+    Without ego poses only the newest: older ones would smear over a moving car.
+    """
+    if _lidar_fault(frame, spec) is not None:
+        return ()
+    if frame.T_global_ego is None or frame.sweeps[0].T_global_ego is None:
+        return frame.sweeps[:1]
+    recent = (
+        sweep
+        for sweep in frame.sweeps
+        if frame.stamp_ns - sweep.stamp_ns <= spec.pillars.max_sweep_age * 1e9
+        and sweep.T_global_ego is not None
+    )
+    return tuple(recent)[: spec.pillars.num_sweeps]
+
+
+def accumulate(
+    frame: SensorFrame, sweeps: tuple[LidarSweep, ...], config: pillars.PillarConfig
+) -> Float32[np.ndarray, "5 n"]:
+    """Bring sweeps into the frame's ego frame, newest first; rows as `pillars.POINT_COLUMNS`."""
+    parts = [np.zeros((5, 0), np.float32)]
+    for sweep in sweeps:
+        T_ego_lidar = motion(frame.T_global_ego, sweep.T_global_ego) @ frame.calibration.T_ego_lidar
+        xyz, intensity = sweep.points_lidar[:3], sweep.points_lidar[3]
+        far = (np.abs(xyz[0]) >= config.ego_radius) | (np.abs(xyz[1]) >= config.ego_radius)
+        part = np.empty((5, xyz.shape[1]), np.float32)
+        np.matmul(T_ego_lidar[:3, :3].astype(np.float32), xyz, out=part[:3])
+        part[:3] += T_ego_lidar[:3, 3:].astype(np.float32)
+        part[3] = intensity
+        part[4] = (frame.stamp_ns - sweep.stamp_ns) * 1e-9
+        parts.append(part[:, far])
+    return np.concatenate(parts, axis=1)
+
+
+def _camera_fault(frame: SensorFrame, camera: str, spec: InputSpec) -> str | None:
+    if camera not in frame.images:
+        return "no data"
+    if camera not in frame.calibration.cameras:
+        return "no calibration"
+    image, calibration = frame.images[camera], frame.calibration.cameras[camera]
+    height, width, _ = image.rgb.shape
+    if (height, width) != (calibration.height_px, calibration.width_px):
+        return (
+            f"image is {width} x {height} px, the calibration says {calibration.width_px} x "
+            f"{calibration.height_px}"
+        )
+    try:
+        spec.image.A_img_aug_img(width, height)
+    except ValueError as error:
+        return str(error)
+    return _age_fault(image.stamp_ns, frame, spec)
+
+
+def _lidar_fault(frame: SensorFrame, spec: InputSpec) -> str | None:
+    if not frame.sweeps:
+        return "no data"
+    return _age_fault(frame.sweeps[0].stamp_ns, frame, spec)
+
+
+def _age_fault(stamp_ns: int, frame: SensorFrame, spec: InputSpec) -> str | None:
+    age = (frame.stamp_ns - stamp_ns) * 1e-9
+    if abs(age) <= spec.max_sensor_age:
+        return None
+    kind = "old" if age > 0 else "ahead"
+    return f"newest data is {abs(age):.3f} s {kind}, the limit is {spec.max_sensor_age:.3f} s"

@@ -1,0 +1,33 @@
+"""Camera and LiDAR BEV maps to one map."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from perception.models.blocks import conv_bn_relu
+
+
+class ConvFusion(nn.Module):
+    """Concatenate in the order (camera, LiDAR), then one convolution.
+
+    A sensor that is masked enters as zeros: whatever its branch computed from nothing (biases,
+    batch-norm offsets) is taken out again, so that the network can tell "nothing there" from "not
+    looked". Source: specs, base network section 7.
+    """
+
+    def __init__(self, c_camera: int, c_lidar: int, channels: int):
+        super().__init__()
+        self.mix = conv_bn_relu(c_camera + c_lidar, channels)
+
+    def forward(
+        self,
+        bev_camera: Float[Tensor, "b c_camera y x"],
+        bev_lidar: Float[Tensor, "b c_lidar y x"],
+        camera_mask: Float[Tensor, "b cam"],
+        lidar_mask: Float[Tensor, "b 1"],
+    ) -> Float[Tensor, "b c y x"]:
+        """Fuse what the masks say is there."""
+        any_camera = camera_mask.amax(dim=1, keepdim=True)
+        bev_camera = bev_camera * any_camera[:, :, None, None]
+        bev_lidar = bev_lidar * lidar_mask[:, :, None, None]
+        return self.mix(torch.cat([bev_camera, bev_lidar], dim=1))

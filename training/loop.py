@@ -1,0 +1,120 @@
+"""The training loop: batches in, weights and a line of metrics per step out."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
+
+from perception.checkpoint import CHECKPOINT_FILE, save_checkpoint
+from perception.data.nuscenes_dataset import Batch, NuScenesDataset, Sample
+from perception.models.detector import BevDetector, InputTensors, build_detector
+from training.config import OptimConfig, TrainConfig
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def train(config: TrainConfig, dataset: NuScenesDataset, run: Path) -> BevDetector:
+    """Train a detector and leave checkpoint and metrics in the run folder."""
+    torch.manual_seed(config.seed)
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    detector = build_detector(config.detector).to(device).train()
+    optim = config.optim
+    optimizer = torch.optim.AdamW(
+        detector.parameters(), lr=optim.lr, weight_decay=optim.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=optim.lr, total_steps=optim.steps + 1, pct_start=0.2
+    )
+    dropout = torch.Generator().manual_seed(config.seed)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as progress, (run / METRICS_FILE).open("w") as metrics:
+        bar = progress.add_task("training", total=optim.steps)
+        for step, batch in enumerate(batches(config, dataset), start=1):
+            started = time.perf_counter()
+            batch = drop_sensors(batch.to(device), optim.sensor_dropout, dropout)
+            losses = detector_losses(detector, batch, optim)
+            optimizer.zero_grad(set_to_none=True)
+            losses["total"].backward()
+            norm = torch.nn.utils.clip_grad_norm_(detector.parameters(), optim.clip_norm)
+            optimizer.step()
+            schedule.step()
+            line = {name: value.item() for name, value in losses.items()}
+            line |= {"grad_norm": norm.item(), "lr": float(schedule.get_last_lr()[0])}
+            line |= {"step_seconds": time.perf_counter() - started}
+            _write_line(metrics, step, line)
+            progress.update(bar, advance=1, description=f"loss {line['total']:.3f}")
+    save_checkpoint(run / CHECKPOINT_FILE, detector, config.detector, config.recipe)
+    return detector.eval()
+
+
+def detector_losses(
+    detector: BevDetector, batch: Batch, optim: OptimConfig
+) -> dict[str, torch.Tensor]:
+    """Loss of each head, and their weighted sum as "total"."""
+    output = detector(batch.inputs)
+    boxes = detector.box_head.loss(output.boxes, batch.boxes)
+    map_layers = detector.map_head.loss(output.map_logits, batch.map)
+    losses = {**boxes, **map_layers}
+    weights = dict.fromkeys(boxes, optim.box_weight) | dict.fromkeys(map_layers, optim.map_weight)
+    total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+    return losses | {"total": total}
+
+
+def batches(config: TrainConfig, dataset: NuScenesDataset) -> Iterator[Batch]:
+    """One batch per step; each pass over the data has its own seeded order."""
+    order = torch.Generator().manual_seed(config.seed)
+    source: NuScenesDataset | list[Sample] = dataset
+    if config.cache_samples:
+        source = [dataset[index] for index in range(len(dataset))]
+    loader = DataLoader(
+        source,  # type: ignore[arg-type]
+        batch_size=min(config.optim.batch_size, len(dataset)),
+        shuffle=True,
+        drop_last=True,
+        generator=order,
+        collate_fn=dataset.collate,
+        num_workers=0 if config.cache_samples else config.num_workers,
+        persistent_workers=not config.cache_samples and config.num_workers > 0,
+    )
+    step = 0
+    while True:
+        for batch in loader:
+            if step == config.optim.steps:
+                return
+            step += 1
+            yield batch
+
+
+def drop_sensors(batch: Batch, probability: float, generator: torch.Generator) -> Batch:
+    """Mask sensors at random, each frame for itself; a frame that would lose all keeps all."""
+    if probability == 0.0:
+        return batch
+    x = batch.inputs
+    draw = torch.rand(x.camera_mask.shape[0], x.camera_mask.shape[1] + 1, generator=generator)
+    kept = (draw >= probability).to(x.camera_mask)
+    camera_mask, lidar_mask = x.camera_mask * kept[:, :-1], x.lidar_mask * kept[:, -1:]
+    blind = (camera_mask.sum(1, keepdim=True) + lidar_mask) == 0
+    inputs: InputTensors = dataclasses.replace(
+        x,
+        camera_mask=torch.where(blind, x.camera_mask, camera_mask),
+        lidar_mask=torch.where(blind, x.lidar_mask, lidar_mask),
+    )
+    return dataclasses.replace(batch, inputs=inputs)
+
+
+def _write_line(file: TextIO, step: int, values: dict[str, float]) -> None:
+    file.write(json.dumps({"step": step} | values) + "\n")
+    file.flush()
