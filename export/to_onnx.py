@@ -7,6 +7,7 @@ of each. The command prints a parity table and fails when an output is out of bo
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -97,6 +98,8 @@ def export_run(run: Path, out: Path, frames: list[ModelInputs], overwrite: bool 
 def export_graph(graph: DeployGraph, example: ModelInputs) -> onnx.ModelProto:
     """Trace the graph and give the BEV pool its body."""
     register_schema()
+    # it warns that torchvision, which nothing here needs, is absent
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     tensors = {name: torch.from_numpy(getattr(example, name)) for name in TENSOR_NAMES}
     dims = {name: torch.export.Dim(name) for name in sorted(set(VARIABLE_AXES.values()))}
     shapes = {

@@ -45,6 +45,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             return None
         (kind,) = (a for a in arguments if a is not type(None))
         return _decode(kind, value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise InputError(f"{where} is {value!r}, expected one of {', '.join(arguments)}.")
+        return value
     if origin is tuple:
         _expect(value, list, where)
         if len(arguments) == 2 and arguments[1] is Ellipsis:

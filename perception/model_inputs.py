@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, UInt8
@@ -9,7 +11,7 @@ from jaxtyping import Float32, Float64, Int32, UInt8
 from perception.geometry import frustum, pillars, rigid
 from perception.geometry.grid import BevGrid
 from perception.geometry.image_crop import ImageCrop
-from perception.messages import CameraImage, LidarSweep, SensorFrame
+from perception.messages import LidarSweep, SensorFrame
 from perception.taxonomy import LIDAR
 
 
@@ -83,7 +85,7 @@ class PreparedFrame:
 
 
 ParallelMap = Callable[
-    [Callable[[CameraImage], np.ndarray], Iterable[CameraImage]], Iterable[np.ndarray]
+    [Callable[[Callable[[], Any]], Any], Iterable[Callable[[], Any]]], Iterable[Any]
 ]
 
 
@@ -98,7 +100,8 @@ def prepare_frame(
     Args:
         frame: Raw data of one instant.
         spec: What the network wants.
-        parallel_map: Like the builtin `map`; a thread pool's runs the images side by side.
+        parallel_map: Like the builtin `map`; a thread pool's runs points, lists and images side by
+            side.
     """
     faults = {camera: _camera_fault(frame, camera, spec) for camera in spec.cameras}
     faults[LIDAR] = _lidar_fault(frame, spec)
@@ -108,12 +111,14 @@ def prepare_frame(
     pixels = np.zeros(
         (len(spec.cameras), spec.image.height_px, spec.image.width_px, 3), dtype=np.uint8
     )
-    crops = parallel_map(lambda image: spec.image.apply(image.rgb), images.values())
+    parts: list[Callable[[], Any]] = [
+        lambda: _frame_pillars(frame, spec),
+        lambda: frame_pool_table(frame, spec, tuple(images)),
+        *(partial(spec.image.apply, image.rgb) for image in images.values()),
+    ]
+    columns, table, *crops = parallel_map(_call, parts)
     for camera, crop in zip(images, crops, strict=True):
         pixels[spec.cameras.index(camera)] = crop
-    table = frame_pool_table(frame, spec, tuple(images))
-    points_ego = accumulate(frame, usable_sweeps(frame, spec), spec.pillars)
-    columns = pillars.build_pillars(points_ego, spec.pillars)
     return PreparedFrame(
         inputs=ModelInputs(
             images=pixels,
@@ -189,18 +194,28 @@ def accumulate(
     frame: SensorFrame, sweeps: tuple[LidarSweep, ...], config: pillars.PillarConfig
 ) -> Float32[np.ndarray, "5 n"]:
     """Bring sweeps into the frame's ego frame, newest first; rows as `pillars.POINT_COLUMNS`."""
-    parts = [np.zeros((5, 0), np.float32)]
+    points_ego = np.empty((5, sum(sweep.points_lidar.shape[1] for sweep in sweeps)), np.float32)
+    end = 0
     for sweep in sweeps:
         T_ego_lidar = motion(frame.T_global_ego, sweep.T_global_ego) @ frame.calibration.T_ego_lidar
-        xyz, intensity = sweep.points_lidar[:3], sweep.points_lidar[3]
-        far = (np.abs(xyz[0]) >= config.ego_radius) | (np.abs(xyz[1]) >= config.ego_radius)
-        part = np.empty((5, xyz.shape[1]), np.float32)
-        np.matmul(T_ego_lidar[:3, :3].astype(np.float32), xyz, out=part[:3])
-        part[:3] += T_ego_lidar[:3, 3:].astype(np.float32)
-        part[3] = intensity
-        part[4] = (frame.stamp_ns - sweep.stamp_ns) * 1e-9
-        parts.append(part[:, far])
-    return np.concatenate(parts, axis=1)
+        x, y = sweep.points_lidar[:2]
+        far = (np.abs(x) >= config.ego_radius) | (np.abs(y) >= config.ego_radius)
+        points_lidar = sweep.points_lidar.take(np.flatnonzero(far), axis=1)
+        start, end = end, end + points_lidar.shape[1]
+        xyz = T_ego_lidar[:3, :3].astype(np.float32) @ points_lidar[:3]
+        points_ego[:3, start:end] = xyz + T_ego_lidar[:3, 3:].astype(np.float32)
+        points_ego[3, start:end] = points_lidar[3]
+        points_ego[4, start:end] = (frame.stamp_ns - sweep.stamp_ns) * 1e-9
+    return points_ego[:, :end]
+
+
+def _frame_pillars(frame: SensorFrame, spec: InputSpec) -> pillars.Pillars:
+    points_ego = accumulate(frame, usable_sweeps(frame, spec), spec.pillars)
+    return pillars.build_pillars(points_ego, spec.pillars)
+
+
+def _call(part: Callable[[], Any]) -> Any:
+    return part()
 
 
 def _camera_fault(frame: SensorFrame, camera: str, spec: InputSpec) -> str | None:

@@ -56,7 +56,7 @@ def tiny() -> TrainConfig:
         bev_encoder=BevEncoderConfig(channels=48, coarse_channels=96, num_blocks=2),
         box_head=CenterHeadConfig(channels=48, num_boxes=200),
         map_head=MapHeadConfig(
-            channels=32, grid=BevGrid(x_min=-50, x_max=50, y_min=-50, y_max=50, cell=0.5)
+            channels=32, grid=BevGrid(x_min=-50.0, x_max=50.0, y_min=-50.0, y_max=50.0, cell=0.5)
         ),
     )
     return TrainConfig(

@@ -47,7 +47,8 @@ def box_targets(
     for k in kept:
         length, width = boxes_ego[k, box_columns.SIZE][:2] / grid.cell
         radius = max(MIN_RADIUS, int(gaussian_radius(length, width)))
-        draw_gaussian(heatmap[labels[k]], flat[k] % grid.nx, flat[k] // grid.nx, radius)
+        row, column = divmod(int(flat[k]), grid.nx)
+        draw_gaussian(heatmap[labels[k]], column, row, radius)
     cell = np.zeros(MAX_OBJECTS, np.int64)
     code = np.zeros((MAX_OBJECTS, 10), np.float32)
     cell[: len(kept)] = flat[kept]

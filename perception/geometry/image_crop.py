@@ -50,10 +50,19 @@ class ImageCrop:
         height, width, _ = rgb.shape
         taps = _bilinear_taps(self, width, height)
         flat = np.ascontiguousarray(rgb).reshape(-1)
-        corners = [flat.take(index).astype(np.uint16) for index in taps.index]
-        top = (corners[0] * taps.left + corners[1] * taps.right) >> 8
-        bottom = (corners[2] * taps.left + corners[3] * taps.right) >> 8
-        blend = (top * taps.upper + bottom * taps.lower + 128) >> 8
+        # In place: fresh arrays of this size cost more than the arithmetic on them.
+        rows = []
+        for left, right in (taps.index[:2], taps.index[2:]):
+            row = flat.take(left) * taps.left
+            row += flat.take(right) * taps.right
+            row >>= 8
+            rows.append(row)
+        blend, bottom = rows
+        blend *= taps.upper
+        bottom *= taps.lower
+        blend += bottom
+        blend += 128
+        blend >>= 8
         return blend.astype(np.uint8).reshape(self.height_px, self.width_px, 3)
 
 

@@ -1,0 +1,102 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export import parity
+from export.deploy_graph import DeployGraph
+from export.parity_frames import log_frames, noise_frame, with_missing_sensors
+from export.to_onnx import OUTPUT_NAMES, export_run
+from perception.bundle import load_bundle
+from perception.checkpoint import load_checkpoint
+from perception.data.nuscenes_log import NuScenesLog
+from perception.errors import InputError
+from perception.model_inputs import TENSOR_NAMES
+from runtime.engines.onnx_engine import OnnxEngine
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def bundle(small_run, small_log_root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("export") / "bundle"
+    spec = load_checkpoint(small_run).config.inputs
+    frames = log_frames(NuScenesLog(small_log_root), spec, 2)
+    assert export_run(small_run, out, frames)
+    return load_bundle(out)
+
+
+def test_a_bundle_holds_model_card_parity_and_manifest(bundle):
+    names = {path.name for path in bundle.path.iterdir()}
+    assert names == {"model.onnx", "model_card.json", "parity.json", "manifest.json"}
+    assert [t.name for t in bundle.card.input_tensors] == list(TENSOR_NAMES)
+    assert [t.name for t in bundle.card.output_tensors] == list(OUTPUT_NAMES)
+    report = json.loads((bundle.path / "parity.json").read_text())
+    assert report["num_frames"] == 6
+    assert report["num_matched"] == report["num_boxes"] > 0
+
+
+def test_the_graph_holds_one_pool_node_and_no_scatter(bundle):
+    model = onnx.load(bundle.model_path)
+    own = [node.op_type for node in model.graph.node if node.domain == "perception"]
+    assert own == ["BevPool"]
+    kinds = {node.op_type for node in model.graph.node}
+    assert not {kind for kind in kinds if kind.startswith("Scatter")}
+    assert model.functions[0].name == "BevPool"
+
+
+def test_the_file_agrees_with_torch_on_frames_it_was_not_traced_with(small_run, bundle):
+    checkpoint = load_checkpoint(small_run)
+    spec = checkpoint.config.inputs
+    frames = [noise_frame(spec, seed) for seed in (5, 6)] + with_missing_sensors(
+        noise_frame(spec, 7)
+    )
+    report = parity.compare(DeployGraph(checkpoint.detector), bundle, frames)
+    assert report.passed, report.table()
+
+
+def test_two_runs_give_the_same_bits_for_any_number_of_threads(bundle, small_run):
+    frame = noise_frame(load_checkpoint(small_run).config.inputs, 8)
+    first = OnnxEngine(bundle, num_threads=1).run(frame)
+    for threads in (1, 2):
+        again = OnnxEngine(bundle, num_threads=threads).run(frame)
+        for name in OUTPUT_NAMES:
+            assert np.array_equal(getattr(first, name), getattr(again, name)), name
+
+
+def test_other_weights_fail_the_comparison_and_leave_nothing(
+    small_run, tmp_path, monkeypatch, capsys
+):
+    # what the comparison is for: the file says something else than torch does
+    def torch_with_another_map(graph, inputs, run=parity.run_torch):
+        outputs = run(graph, inputs)
+        outputs.map_prob[0, 3, 4] += 0.01
+        return outputs
+
+    monkeypatch.setattr(parity, "run_torch", torch_with_another_map)
+    with pytest.raises(InputError, match="disagrees with torch"):
+        export_run(small_run, tmp_path / "bundle", [])
+    assert "FAILED" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("run", "said"), [("nowhere", "no folder"), ("empty", "holds no checkpoint.safetensors")]
+)
+def test_a_wrong_run_is_one_sentence(tmp_path, run, said):
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run(
+        [sys.executable, "export/to_onnx.py", tmp_path / run, "--out", tmp_path / "bundle"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "bundle").exists()

@@ -1,0 +1,124 @@
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from small_detector import small_config
+
+from export.parity_frames import noise_frame, with_missing_sensors
+from perception.data.collate import collate_inputs
+from perception.models.detector import build_detector
+
+CONFIG = small_config()
+SPEC = CONFIG.inputs
+
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(0)
+    return build_detector(CONFIG).eval()
+
+
+@torch.no_grad()
+def run(detector, *frames):
+    return detector(collate_inputs(frames, SPEC))
+
+
+def assert_same(a, b, **tolerance):
+    for x, y in ((a.boxes.heatmap_logits, b.boxes.heatmap_logits), (a.map_logits, b.map_logits)):
+        torch.testing.assert_close(x, y, **tolerance)
+
+
+def test_shapes(detector):
+    output = run(detector, noise_frame(SPEC))
+    assert output.boxes.heatmap_logits.shape == (1, 10, 32, 32)
+    assert output.boxes.code.shape == (1, 10, 32, 32)
+    assert output.map_logits.shape == (1, 6, 50, 50)
+
+
+def test_a_batch_is_its_frames_one_by_one(detector):
+    frames = [noise_frame(SPEC, seed) for seed in (1, 2)]
+    frames.append(with_missing_sensors(frames[0])[0])
+    together = run(detector, *frames)
+    for index, frame in enumerate(frames):
+        alone = run(detector, frame)
+        torch.testing.assert_close(
+            together.boxes.heatmap_logits[index],
+            alone.boxes.heatmap_logits[0],
+            atol=1e-4,
+            rtol=1e-4,
+        )
+        torch.testing.assert_close(
+            together.map_logits[index], alone.map_logits[0], atol=1e-4, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("camera", range(6))
+def test_a_masked_camera_has_no_influence_whatever_its_buffer_holds(detector, camera):
+    frame = noise_frame(SPEC)
+    mask = frame.camera_mask.copy()
+    mask[camera] = 0
+    garbage = frame.images.copy()
+    garbage[camera] = np.random.default_rng(9).integers(0, 256, garbage[camera].shape)
+    a = run(detector, dataclasses.replace(frame, camera_mask=mask))
+    b = run(detector, dataclasses.replace(frame, camera_mask=mask, images=garbage))
+    assert_same(a, b, atol=0, rtol=0)
+    assert not torch.equal(a.map_logits, run(detector, frame).map_logits)
+
+
+def test_a_masked_lidar_has_no_influence(detector):
+    frame = noise_frame(SPEC)
+    masked = dataclasses.replace(frame, lidar_mask=np.zeros(1, np.float32))
+    empty = with_missing_sensors(frame)[0]
+    assert_same(run(detector, masked), run(detector, empty), atol=0, rtol=0)
+
+
+def test_every_subset_of_missing_sensors_gives_finite_output(detector):
+    frame = noise_frame(SPEC)
+    for kept in itertools.product((0.0, 1.0), repeat=2):
+        for lidar in (0.0, 1.0):
+            mask = np.array([kept[0], kept[1], 1, 0, 0, 0], np.float32) * max(kept)
+            changed = dataclasses.replace(
+                frame, camera_mask=mask, lidar_mask=np.array([lidar], np.float32)
+            )
+            output = run(detector, changed)
+            assert torch.isfinite(output.boxes.heatmap_logits).all()
+            assert torch.isfinite(output.boxes.code).all()
+            assert torch.isfinite(output.map_logits).all()
+    for changed in with_missing_sensors(frame):
+        assert torch.isfinite(run(detector, changed).map_logits).all()
+
+
+def test_inputs_are_not_modified(detector):
+    inputs = collate_inputs([noise_frame(SPEC)], SPEC)
+    before = {f.name: getattr(inputs, f.name).clone() for f in dataclasses.fields(inputs)}
+    with torch.no_grad():
+        detector(inputs)
+    for name, tensor in before.items():
+        assert torch.equal(tensor, getattr(inputs, name)), name
+
+
+def test_one_pillar_lands_in_its_own_cell(detector):
+    # a point at x = 20, y = -7: pillar column (20 + 51.2) / 1.6 = 44.5, row (-7 + 51.2) / 1.6 =
+    # 27.6; the first convolution (kernel 3, stride 2) spreads it to BEV cells 22 and 13, 14
+    from perception.geometry.pillars import build_pillars
+
+    points = np.array([[20.0], [-7.0], [0.5], [100.0], [0.0]], np.float32)
+    pillars = build_pillars(points, SPEC.pillars)
+    encoder = detector.point_encoder
+    with torch.no_grad():
+        lidar = [torch.from_numpy(x) for x in (pillars.points, pillars.num_points, pillars.cell)]
+        one = encoder(*lidar, torch.from_numpy(pillars.cell_pillar), torch.ones(1, 1))
+        none = encoder(
+            torch.zeros(0, 10, 5),
+            torch.zeros(0, dtype=torch.int32),
+            torch.zeros(0, dtype=torch.int32),
+            torch.zeros(64 * 64, dtype=torch.int32),
+            torch.ones(1, 1),
+        )
+    rows, columns = torch.nonzero((one - none).abs().sum(dim=(0, 1)) > 0, as_tuple=True)
+    # two 3x3 convolutions after the pillar: one cell more on each side
+    assert set(columns.tolist()) <= set(range(20, 25))
+    assert set(rows.tolist()) <= set(range(12, 16))
+    assert len(rows) > 0
