@@ -61,7 +61,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         _expect(value, dict, where)
         return {k: _decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise InputError(f"{where} is an integer too large for a number.") from error
     if kind is int and isinstance(value, bool):
         raise InputError(f"{where} is {value!r}, expected an int.")
     _expect(value, kind, where)

@@ -41,7 +41,7 @@ def tiny() -> TrainConfig:
                 z_min=-5.0,
                 z_max=3.0,
                 max_points=10,
-                max_pillars=16000,
+                max_pillars=30000,
                 num_sweeps=10,
             ),
         ),

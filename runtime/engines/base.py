@@ -1,0 +1,48 @@
+"""What the pipeline asks of an engine: tensors in, tensors out, no knowledge of sensors."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from perception.model_inputs import ModelInputs
+
+
+class EngineError(RuntimeError):
+    """The engine could not compute this frame; the next one may work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOutputs:
+    """The network's answer for one frame; field names are the exported graph's tensor names."""
+
+    boxes_ego: Float32[np.ndarray, "k 9"]
+    """Columns as in `perception.geometry.boxes`, in the ego frame at the frame's stamp."""
+    scores: Float32[np.ndarray, " k"]
+    """Confidence, 0..1."""
+    labels: Int64[np.ndarray, " k"]
+    """Index into the card's `detection_classes`."""
+    map_prob: Float32[np.ndarray, "c y x"]
+    """Probability per map layer, 0..1; row = y, column = x, both growing with the coordinate."""
+
+
+OUTPUT_NAMES = tuple(ModelOutputs.__dataclass_fields__)
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs the exported graph."""
+
+    @property
+    def description(self) -> str:
+        """Library, version and settings in one line, for logs and results."""
+        ...
+
+    def run(self, inputs: ModelInputs) -> ModelOutputs:
+        """Compute one frame.
+
+        Raises:
+            EngineError: This frame could not be computed.
+        """
+        ...

@@ -1,0 +1,258 @@
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from perception.data.nuscenes_log import NuScenesLog
+from perception.messages import PerceptionResult, SensorFrame
+from perception.taxonomy import CAMERAS, LIDAR
+from runtime import replay
+from runtime.api import Pipeline, load_bundle, read_calibration
+from runtime.log_feed import OVERTAKEN
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MS = 1_000_000
+
+
+def run_cli(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "runtime/replay.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+
+
+def outputs(folder: Path) -> tuple[dict, dict]:
+    return (
+        json.loads((folder / "replay.json").read_text()),
+        json.loads((folder / "detections.json").read_text()),
+    )
+
+
+@pytest.fixture
+def own_log(small_log_root: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(small_log_root, tmp_path / "log")
+
+
+def test_a_log_replays_to_boxes_report_and_table(
+    toy_bundle: Path, small_log_root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "out"
+    done = run_cli(
+        toy_bundle, "--log", small_log_root, "--speed", 0, "--out", out, "--verbose", "--threads", 1
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for words in ("p50", "p99", "engine", "6 cameras + LiDAR, 7 boxes", "processing time only"):
+        assert words in done.stdout
+    report, detections = outputs(out)
+    # Each scene lasts 1.5 s: 16 images per camera and 31 sweeps (both ends included); every frame
+    # holds one new image of each camera, and a last sweep may be left over.
+    assert report["messages"] == {**dict.fromkeys(sorted(CAMERAS), 32), LIDAR: 62}
+    assert report["frames_in"] == report["frames_out"] == len(detections["frames"])
+    assert 32 <= report["frames_in"] <= 34
+    assert report["frames_dropped"] == {}
+    assert report["missing_files"] == {}
+    assert report["latency"]["total"]["count"] == report["frames_out"]
+    assert report["latency"]["decode"]["count"] == 6 * 32 + 62
+    assert 0 < report["peak_memory_mib"] < 1536
+    first = detections["frames"][0]
+    assert first["sensors_used"] == [*CAMERAS, LIDAR]
+    assert first["stamp_ns"] == 1532402927647951 * 1000
+    assert first["labels"] == [6, 5, 4, 3, 2, 1, 0]
+    # 0.1 * 6 + 0.3 = 0.9 > 0.5 on all of 40 x 40 cells of 1 m.
+    assert first["map_area_m2"] == [1600.0] * 6
+
+
+def test_the_virtual_clock_gives_the_same_bytes_twice(
+    toy_bundle: Path, small_log_root: Path, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        arguments = [toy_bundle, "--log", small_log_root, "--speed", "0", "--out", tmp_path / name]
+        assert replay.main([str(argument) for argument in arguments]) == 0
+    a, b = (tmp_path / name / "detections.json" for name in ("a", "b"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_paced_replay_takes_the_logs_time_and_gives_the_virtual_clocks_frames(
+    toy_bundle: Path, small_log_root: Path
+) -> None:
+    log = NuScenesLog(small_log_root)
+
+    def run(speed: float) -> replay.Replay:
+        pipeline = Pipeline(load_bundle(toy_bundle), num_threads=1)
+        done = replay.Replay(pipeline, log, ["scene-0061"], speed)
+        done.run()
+        return done
+
+    virtual, paced = run(0).report(), run(2).report()
+    assert paced["frames_in"] == virtual["frames_in"]
+    assert paced["frames_out"] + paced["frames_dropped"].get(OVERTAKEN, 0) == paced["frames_in"]
+    assert paced["clock"] == "wall"
+    # The group of a sweep at 0 waits for an image at most 50 ms later: 25 ms at double speed.
+    waiting = paced["latency"]["waiting for sensors"]
+    assert 0 <= waiting["p50_ms"] < 60
+    assert paced["latency"]["total"]["p50_ms"] >= waiting["p50_ms"]
+    assert "speed 2" in paced["latency_meaning"]
+
+
+def test_a_pipeline_that_is_too_slow_gets_the_newest_frame_and_the_rest_is_counted(
+    toy_bundle: Path, small_log_root: Path
+) -> None:
+    class SlowPipeline(Pipeline):
+        stamps: list[int] = []  # noqa: RUF012
+
+        def process(self, frame: SensorFrame) -> PerceptionResult:
+            self.stamps.append(frame.stamp_ns)
+            waiting.wait(0.3)
+            return super().process(frame)
+
+    waiting = threading.Event()
+    pipeline = SlowPipeline(load_bundle(toy_bundle), num_threads=1)
+    done = replay.Replay(pipeline, NuScenesLog(small_log_root), ["scene-0061"], 1.0)
+    done.run()
+    report = done.report()
+    # 1.5 s of log at 0.3 s per frame.
+    assert 4 <= report["frames_out"] <= 8
+    dropped = report["frames_dropped"][OVERTAKEN]
+    assert dropped == report["frames_in"] - report["frames_out"] > 0
+    assert pipeline.stamps == sorted(pipeline.stamps)
+
+
+def test_a_bundle_or_log_that_fails_midway_ends_the_replay_with_its_error(
+    toy_bundle: Path, small_log_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: NuScenesLog, scene: str) -> object:
+        yield from list(messages(self, scene))[:5]
+        raise OSError("disk gone")
+
+    messages = NuScenesLog.messages
+    monkeypatch.setattr(NuScenesLog, "messages", broken)
+    pipeline = Pipeline(load_bundle(toy_bundle), num_threads=1)
+    for speed in (0, 5):
+        run = replay.Replay(pipeline, NuScenesLog(small_log_root), ["scene-0061"], speed)
+        with pytest.raises(OSError, match="disk gone"):
+            run.run()
+
+
+def test_lost_files_are_named_and_their_sensors_masked(
+    toy_bundle: Path, own_log: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(own_log / "samples" / LIDAR)
+    shutil.rmtree(own_log / "sweeps" / LIDAR)
+    victim = sorted((own_log / "samples" / "CAM_BACK").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:100])
+    done = run_cli(
+        toy_bundle,
+        "--log",
+        own_log,
+        "--speed",
+        0,
+        "--out",
+        tmp_path / "out",
+        "--scene",
+        "scene-0061",
+    )
+    assert done.returncode == 0, done.stderr
+    report, detections = outputs(tmp_path / "out")
+    assert report["missing_files"] == {"CAM_BACK": 1, LIDAR: 31}
+    assert any(victim.name in reason for reason in report["missing_file_reasons"])
+    assert detections["frames"]
+    for frame in detections["frames"]:
+        assert frame["sensors_missing"][LIDAR] == "no data yet"
+        assert LIDAR not in frame["sensors_used"]
+    assert "CAM_BACK" in detections["frames"][0]["sensors_missing"]
+    assert "LIDAR_TOP 31" in done.stdout
+
+
+def test_the_rig_of_a_scene_can_be_written(small_log_root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rig.json"
+    done = run_cli("--log", small_log_root, "--scene", "scene-0103", "--write-calibration", path)
+    assert done.returncode == 0, done.stderr
+    assert set(read_calibration(path).cameras) == set(CAMERAS)
+    refused = run_cli("--log", small_log_root, "--write-calibration", path)
+    assert refused.returncode == 2
+    assert "add --scene" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("BUNDLE", "--log", "LOG/nowhere"), "nowhere"),
+        (("LOG", "--log", "LOG"), "is no bundle"),
+        (("--log", "LOG"), "no bundle given"),
+        (("BUNDLE", "--log", "LOG", "--scene", "scene-0062"), "scene-0062"),
+        (("BUNDLE", "--log", "LOG", "--version", "v9"), "v9"),
+        (("BUNDLE", "--log", "LOG", "--speed", "-1"), "speed is -1"),
+        (("BUNDLE", "--log", "LOG", "--speed", "nan"), "speed is nan"),
+        (("BUNDLE", "--log", "LOG", "--score-threshold", "7"), "threshold is 7"),
+        (("BUNDLE", "--log", "LOG", "--threads", "-2"), "num_threads is -2"),
+        (("BUNDLE", "--log", "LOG", "--speed", "0", "--out", "/dev/null/x"), "Cannot make"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    toy_bundle: Path, small_log_root: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    names = {"BUNDLE": str(toy_bundle), "LOG": str(small_log_root)}
+    filled = [a.replace("BUNDLE", names["BUNDLE"]).replace("LOG", names["LOG"]) for a in arguments]
+    done = run_cli(*filled)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_changed_bundle_is_refused(
+    toy_bundle: Path, small_log_root: Path, tmp_path: Path
+) -> None:
+    changed = shutil.copytree(toy_bundle, tmp_path / "bundle")
+    content = bytearray((changed / "model.onnx").read_bytes())
+    content[100] ^= 1
+    (changed / "model.onnx").write_bytes(content)
+    done = run_cli(changed, "--log", small_log_root)
+    assert done.returncode == 2
+    assert "sha256" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.nuscenes
+def test_a_real_log_keeps_its_stamps_offsets_and_gaps(
+    toy_bundle: Path, real_log_root: Path, tmp_path: Path
+) -> None:
+    log = NuScenesLog(real_log_root)
+    pipeline = Pipeline(load_bundle(toy_bundle), num_threads=1, score_threshold=0.1)
+    frames: list[SensorFrame] = []
+    process = pipeline.process
+    pipeline.process = lambda frame: frames.append(frame) or process(frame)
+    run = replay.Replay(pipeline, log, log.scenes, 0)
+    run.run()
+    run.write(tmp_path)
+    report, detections = outputs(tmp_path)
+
+    listed = {entry for scene in log.scenes for entry in log.stamps(scene)}
+    for frame in frames:
+        for name, image in frame.images.items():
+            assert (image.stamp_ns, name) in listed
+        assert all((sweep.stamp_ns, LIDAR) in listed for sweep in frame.sweeps)
+    # The complete first keyframe: offsets of the cameras against the LiDAR [ms], as in its tables.
+    first = frames[0]
+    assert first.stamp_ns == 1532402927647951 * 1000
+    offsets = {n: (i.stamp_ns - first.stamp_ns) / MS for n, i in first.images.items()}
+    assert offsets == pytest.approx(
+        {
+            "CAM_FRONT_LEFT": -43.1,
+            "CAM_FRONT": -35.5,
+            "CAM_FRONT_RIGHT": -27.6,
+            "CAM_BACK_RIGHT": -20.1,
+            "CAM_BACK": -10.4,
+            "CAM_BACK_LEFT": -0.5,
+        },
+        abs=0.1,
+    )
+    # scene-0103 has no sweep after 0.45 s: its last three frames are the cameras' alone.
+    for record in detections["frames"][-3:]:
+        assert record["sensors_used"] == list(CAMERAS)
+        assert "old" in record["sensors_missing"][LIDAR]
+    assert report["missing_files"][LIDAR] == 5
+    assert all(frame.T_global_ego is not None for frame in frames)

@@ -1,0 +1,205 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_bundle import NUM_BOXES
+
+from perception.bundle import Bundle, load_bundle
+from perception.errors import InputError
+from perception.geometry import rigid
+from perception.messages import (
+    Calibration,
+    CameraCalibration,
+    CameraImage,
+    LidarSweep,
+    SensorFrame,
+)
+from perception.model_inputs import ModelInputs
+from perception.taxonomy import CAMERAS, LIDAR
+from runtime.engines.base import EngineError, ModelOutputs
+from runtime.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def bundle(toy_bundle: Path) -> Bundle:
+    return load_bundle(toy_bundle)
+
+
+def frame(cameras: tuple[str, ...] = CAMERAS, lidar: bool = True) -> SensorFrame:
+    """A grey picture per camera (level 10 * its index), one point 5 m ahead of the LiDAR."""
+    forward = rigid.transform_from_quaternion((0.5, -0.5, 0.5, -0.5), (0, 0, 1.5))
+    K_cam = np.array([[100.0, 0, 80], [0, 100, 45], [0, 0, 1]])
+    camera = CameraCalibration(K_cam=K_cam, T_ego_cam=forward, width_px=160, height_px=90)
+    images = {
+        name: CameraImage(
+            camera=name,
+            stamp_ns=0,
+            rgb=np.full((90, 160, 3), 10 * CAMERAS.index(name), np.uint8),
+            T_global_ego=None,
+        )
+        for name in cameras
+    }
+    points = np.array([[5.0], [0.0], [0.0], [1.0]], np.float32)
+    sweep = LidarSweep(stamp_ns=0, points_lidar=points, T_global_ego=None)
+    return SensorFrame(
+        stamp_ns=0,
+        T_global_ego=None,
+        images=images,
+        sweeps=(sweep,) * lidar,
+        calibration=Calibration(cameras=dict.fromkeys(CAMERAS, camera), T_ego_lidar=np.eye(4)),
+        missing={},
+    )
+
+
+class FakeEngine:
+    """Answers what it is told to."""
+
+    description = "fake"
+
+    def __init__(self, **changes: np.ndarray) -> None:
+        self.calls = 0
+        self.error: EngineError | None = None
+        answer = {
+            "boxes_ego": np.tile(np.array([1, 2, 0, 4, 2, 1.5, 0, 0, 0], np.float32), (3, 1)),
+            "scores": np.array([0.2, 0.9, 0.5], np.float32),
+            "labels": np.array([0, 1, 2]),
+            "map_prob": np.full((6, 40, 40), 0.25, np.float32),
+        }
+        self.outputs = ModelOutputs(**{**answer, **changes})
+
+    def run(self, inputs: ModelInputs) -> ModelOutputs:
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+        return self.outputs
+
+
+def test_a_whole_frame_gives_boxes_best_first_and_a_map(bundle: Bundle) -> None:
+    pipeline = Pipeline(bundle, num_threads=1)
+    result = pipeline.process(frame())
+    # Scores are 0.5 + 0.05 i, so the LiDAR's box (i = 6) comes first.
+    np.testing.assert_array_equal(result.detections.labels, [6, 5, 4, 3, 2, 1, 0])
+    np.testing.assert_allclose(result.detections.scores[:2], [0.8, 0.75], rtol=1e-6)
+    # Camera 5's pixels are 50 of 255.
+    assert result.detections.boxes_ego[1, 1] == pytest.approx(50 / 255, abs=1e-6)
+    np.testing.assert_allclose(result.map_mask.prob, 0.9, rtol=1e-6)  # 6 * 0.1 + 0.3
+    assert result.sensors_used == (*CAMERAS, LIDAR)
+    assert dict(result.sensors_missing) == {}
+    assert set(result.stage_ms) == {"preprocess", "engine", "postprocess"}
+    assert all(time_ms > 0 for time_ms in result.stage_ms.values())
+    assert pipeline.counters["frames"] == 1
+
+
+def test_threshold_leaves_out_what_is_below(bundle: Bundle) -> None:
+    pipeline = Pipeline(bundle, num_threads=1, score_threshold=0.6499)
+    np.testing.assert_array_equal(pipeline.process(frame()).detections.labels, [6, 5, 4, 3])
+
+
+def test_missing_sensors_are_masked_and_named(bundle: Bundle) -> None:
+    result = Pipeline(bundle, num_threads=1, score_threshold=0.1).process(
+        frame(("CAM_BACK",), lidar=False)
+    )
+    assert result.sensors_used == ("CAM_BACK",)
+    assert set(result.sensors_missing) == {*CAMERAS, LIDAR} - {"CAM_BACK"}
+    np.testing.assert_array_equal(result.detections.labels, [CAMERAS.index("CAM_BACK")])
+    np.testing.assert_allclose(result.map_mask.prob, 0.1, rtol=1e-6)
+
+
+def test_without_any_sensor_the_engine_is_not_asked(bundle: Bundle) -> None:
+    engine = FakeEngine()
+    pipeline = Pipeline(bundle, engine=engine)
+    result = pipeline.process(frame((), lidar=False))
+    assert engine.calls == 0
+    assert len(result.detections.scores) == 0
+    assert result.detections.boxes_ego.shape == (0, 9)
+    assert not result.map_mask.prob.any()
+    assert result.sensors_used == ()
+    assert set(result.sensors_missing) == {*CAMERAS, LIDAR}
+    assert pipeline.counters["frames_without_sensor"] == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", ["boxes_ego", "scores"])
+def test_what_is_not_finite_is_dropped_and_counted(bundle: Bundle, bad: float, place: str) -> None:
+    engine = FakeEngine()
+    values = getattr(engine.outputs, place).copy()
+    values[1] = bad
+    engine.outputs = dataclasses.replace(engine.outputs, **{place: values})
+    pipeline = Pipeline(bundle, engine=engine)
+    detections = pipeline.process(frame()).detections
+    np.testing.assert_array_equal(detections.labels, [2, 0])
+    assert pipeline.counters["dropped_boxes"] == 1
+
+
+def test_a_label_that_is_no_class_is_dropped(bundle: Bundle) -> None:
+    pipeline = Pipeline(bundle, engine=FakeEngine(labels=np.array([-1, 10, 9])))
+    np.testing.assert_array_equal(pipeline.process(frame()).detections.labels, [9])
+    assert pipeline.counters["dropped_boxes"] == 2
+
+
+def test_map_cells_that_are_no_probability_become_zero(bundle: Bundle) -> None:
+    prob = np.full((6, 40, 40), 0.25, np.float32)
+    prob[0, 0, :3] = (np.nan, -0.1, 1.5)
+    pipeline = Pipeline(bundle, engine=FakeEngine(map_prob=prob))
+    found = pipeline.process(frame()).map_mask.prob
+    np.testing.assert_array_equal(found[0, 0, :4], [0, 0, 0, 0.25])
+    assert pipeline.counters["bad_map_cells"] == 3
+    assert np.isnan(prob[0, 0, 0])  # the engine's own array is not touched
+
+
+def test_a_failing_engine_is_a_named_state_and_the_next_frame_works(bundle: Bundle) -> None:
+    engine = FakeEngine()
+    pipeline = Pipeline(bundle, engine=engine)
+    engine.error = EngineError("out of memory")
+    result = pipeline.process(frame(lidar=False))
+    assert result.sensors_used == ()
+    assert result.sensors_missing["CAM_FRONT"] == "engine failed: out of memory"
+    assert result.sensors_missing[LIDAR] == "no data"
+    assert len(result.detections.scores) == 0
+    engine.error = None
+    assert len(pipeline.process(frame()).detections.scores) == 3
+    assert pipeline.counters["engine_failures"] == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": np.zeros(2, np.int64)},
+        {"boxes_ego": np.zeros((3, 7), np.float32)},
+        {"map_prob": np.zeros((6, 40, 41), np.float32)},
+    ],
+)
+def test_outputs_of_another_shape_are_found_by_the_warm_up(bundle: Bundle, changes: dict) -> None:
+    pipeline = Pipeline(bundle, engine=FakeEngine(**changes))
+    with pytest.raises(InputError, match="export the bundle again"):
+        pipeline.warm_up()
+    assert pipeline.process(frame()).sensors_used == ()
+    assert pipeline.counters["engine_failures"] == 1
+
+
+def test_warm_up_counts_no_frame(bundle: Bundle) -> None:
+    engine = FakeEngine()
+    pipeline = Pipeline(bundle, engine=engine)
+    assert pipeline.warm_up() > 0
+    assert engine.calls == 1
+    assert not pipeline.counters
+
+
+def test_each_of_the_128_sensor_subsets_gives_its_own_boxes(bundle: Bundle) -> None:
+    pipeline = Pipeline(bundle, num_threads=2, score_threshold=0.1)
+    for subset in range(1 << NUM_BOXES):
+        cameras = tuple(name for i, name in enumerate(CAMERAS) if subset >> i & 1)
+        lidar = bool(subset >> 6 & 1)
+        result = pipeline.process(frame(cameras, lidar))
+        expected = [i for i in range(NUM_BOXES) if subset >> i & 1]
+        assert sorted(result.detections.labels.tolist()) == expected
+        assert result.sensors_used == cameras + (LIDAR,) * lidar
+        assert set(result.sensors_missing) == {*CAMERAS, LIDAR} - set(result.sensors_used)
+    pipeline.close()
+
+
+@pytest.mark.parametrize("changes", [{"num_threads": -1}, {"score_threshold": 1.5}])
+def test_numbers_out_of_range_are_refused(bundle: Bundle, changes: dict) -> None:
+    with pytest.raises(InputError, match="expected"):
+        Pipeline(bundle, **changes)
