@@ -1,10 +1,14 @@
-"""The graph that leaves the house: one frame in, metric boxes and map probabilities out."""
+"""The graph that leaves the house: one frame in, metric boxes and map probabilities out.
+
+Only map layers that were trained leave it.
+"""
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from perception.models.detector import BevDetector, InputTensors
+from perception.checkpoint import Checkpoint
+from perception.models.detector import InputTensors
 
 
 class DeployGraph(nn.Module):
@@ -14,9 +18,13 @@ class DeployGraph(nn.Module):
     batch axis. Normalisation is inside; outputs are those of `runtime.engines.base.ModelOutputs`.
     """
 
-    def __init__(self, detector: BevDetector):
+    map_channels: Tensor
+
+    def __init__(self, checkpoint: Checkpoint):
         super().__init__()
-        self.detector = detector.eval()
+        self.detector = checkpoint.detector.eval()
+        channels = torch.tensor(checkpoint.map_channels, dtype=torch.int64)
+        self.register_buffer("map_channels", channels, persistent=False)
 
     def forward(
         self,
@@ -49,5 +57,5 @@ class DeployGraph(nn.Module):
             )
         )
         boxes_ego, scores, labels = self.detector.box_head.decode(output.boxes)
-        map_prob = torch.sigmoid(output.map_logits.float())
-        return boxes_ego[0], scores[0], labels[0], map_prob[0]
+        map_logits = output.map_logits[0].index_select(0, self.map_channels)
+        return boxes_ego[0], scores[0], labels[0], torch.sigmoid(map_logits.float())

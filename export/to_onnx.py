@@ -29,7 +29,7 @@ from perception.errors import InputError, run_command
 from perception.geometry.pillars import POINT_COLUMNS
 from perception.model_card import BOX_COLUMNS, FORMAT_VERSION, ModelCard, TensorSpec
 from perception.model_inputs import TENSOR_NAMES, ModelInputs
-from perception.taxonomy import DETECTION_CLASSES, MAP_CLASSES
+from perception.taxonomy import DETECTION_CLASSES
 
 PARITY_FILE = "parity.json"
 OUTPUT_NAMES = ("boxes_ego", "scores", "labels", "map_prob")
@@ -73,7 +73,7 @@ def export_run(run: Path, out: Path, frames: list[ModelInputs], overwrite: bool 
         Whether the exported file agrees with torch. If it does not, there is no bundle.
     """
     checkpoint = load_checkpoint(run)
-    graph = DeployGraph(checkpoint.detector)
+    graph = DeployGraph(checkpoint)
     noise = noise_frame(checkpoint.config.inputs)
     compared = [noise, *frames, *with_missing_sensors(frames[0] if frames else noise)]
     with atomic_file.new_folder(out, overwrite) as folder:
@@ -137,7 +137,7 @@ def model_card(checkpoint: Checkpoint, graph: DeployGraph, example: ModelInputs)
         point_columns=POINT_COLUMNS,
         box_columns=BOX_COLUMNS,
         detection_classes=DETECTION_CLASSES,
-        map_classes=MAP_CLASSES,
+        map_classes=checkpoint.trained_map_classes,
         map_grid=checkpoint.config.map_head.grid,
         num_boxes=checkpoint.config.box_head.num_boxes,
         input_tensors=tuple(_tensor_spec(name, getattr(example, name)) for name in TENSOR_NAMES),

@@ -11,9 +11,11 @@ import torch
 from perception import atomic_file, json_codec
 from perception.errors import InputError
 from perception.models.detector import BevDetector, DetectorConfig, build_detector
+from perception.taxonomy import MAP_CLASSES
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _CONFIG_KEY, _RECIPE_KEY, _DIGEST_KEY = "detector_config", "recipe", "sha256_weights"
+_MAP_CLASSES_KEY = "trained_map_classes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +23,27 @@ class Checkpoint:
     """A trained detector."""
 
     detector: BevDetector
-    """In evaluation mode, on the CPU."""
+    """`load_checkpoint` gives it in evaluation mode, on the CPU."""
     config: DetectorConfig
     recipe: str
+    trained_map_classes: tuple[str, ...]
+    """Map layers that any training frame knew, in the order of the head's channels. What the head
+    says of another layer means nothing, so nobody downstream gets to see it."""
+
+    @property
+    def map_channels(self) -> list[int]:
+        """Channels of the trained layers."""
+        return [MAP_CLASSES.index(name) for name in self.trained_map_classes]
 
 
-def save_checkpoint(path: Path, detector: BevDetector, config: DetectorConfig, recipe: str) -> None:
-    """Write weights, configuration and a digest of the weights into one file."""
-    weights = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write weights, what belongs to them and a digest of the weights into one file."""
+    state = checkpoint.detector.state_dict()
+    weights = {name: tensor.contiguous() for name, tensor in state.items()}
     metadata = {
-        _CONFIG_KEY: json_codec.to_json(config),
-        _RECIPE_KEY: recipe,
+        _CONFIG_KEY: json_codec.to_json(checkpoint.config),
+        _RECIPE_KEY: checkpoint.recipe,
+        _MAP_CLASSES_KEY: " ".join(checkpoint.trained_map_classes),
         _DIGEST_KEY: _digest(weights),
     }
     atomic_file.write_bytes(path, safetensors.torch.save(weights, metadata))
@@ -53,7 +65,7 @@ def load_checkpoint(run: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}
         config_text, recipe = metadata[_CONFIG_KEY], metadata[_RECIPE_KEY]
-        expected = metadata[_DIGEST_KEY]
+        expected, layers = metadata[_DIGEST_KEY], metadata[_MAP_CLASSES_KEY]
     except (safetensors.SafetensorError, KeyError) as error:
         raise InputError(
             f"{path} is no checkpoint of this project ({error}): train again."
@@ -69,7 +81,12 @@ def load_checkpoint(run: Path) -> Checkpoint:
         raise InputError(
             f"{path} is of another version of the network ({first}): train again."
         ) from error
-    return Checkpoint(detector=detector.eval(), config=config, recipe=recipe)
+    return Checkpoint(
+        detector=detector.eval(),
+        config=config,
+        recipe=recipe,
+        trained_map_classes=tuple(name for name in MAP_CLASSES if name in layers.split()),
+    )
 
 
 def _digest(weights: dict[str, torch.Tensor]) -> str:

@@ -39,6 +39,7 @@ class ModelCard:
     box_columns: tuple[str, ...]
     detection_classes: tuple[str, ...]
     map_classes: tuple[str, ...]
+    """Channels of map_prob: the layers that any training frame knew."""
     map_grid: BevGrid
     """Where the map raster lies in the ego frame."""
     num_boxes: int

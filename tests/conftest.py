@@ -1,6 +1,7 @@
 """Fixtures that every test may use, and an honest count of what was skipped."""
 
 import os
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -26,8 +27,14 @@ def real_log_root() -> Path:
 
 @pytest.fixture(scope="session")
 def small_log_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hand-made nuScenes log, shared by all tests: copy it before you damage it."""
+    """A hand-made nuScenes log, shared by all tests: nobody may change it."""
     return write_small_log(tmp_path_factory.mktemp("log") / "nuscenes")
+
+
+@pytest.fixture
+def own_log_root(small_log_root: Path, tmp_path: Path) -> Path:
+    """A copy of the small log that a test may damage."""
+    return Path(shutil.copytree(small_log_root, tmp_path / "nuscenes"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -7,6 +7,7 @@ pedestrian to its right, both at constant velocity. LiDAR at 20 Hz, cameras at 1
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ def write_small_log(
     for name, records in tables.items():
         (folder / f"{name}.json").write_text(json.dumps(records, indent=1))
     return root
+
+
+def edit_table(root: Path, name: str, edit: Callable[[list[dict[str, Any]]], object]) -> None:
+    """Change the records of a table in place."""
+    path = root / VERSION / f"{name}.json"
+    records = json.loads(path.read_text())
+    edit(records)
+    path.write_text(json.dumps(records))
 
 
 def ego_pose(scene: tuple, stamp_us: int) -> np.ndarray:

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
 from nuscenes import NuScenes
 from rich.console import Console
 from rich.progress import track
@@ -14,10 +16,13 @@ from rich.table import Table
 
 from perception import atomic_file, provenance
 from perception.checkpoint import load_checkpoint
-from perception.data.map_layers import MapLayers
-from perception.data.nuscenes_dataset import ego_pose
-from perception.data.nuscenes_log import NuScenesLog
+from perception.data.map_layers import MapLayers, MapRaster
+from perception.data.nuscenes_dataset import ego_pose, training_boxes
+from perception.data.nuscenes_log import Annotations, NuScenesLog
+from perception.drawing import draw_frame, save_png
 from perception.errors import InputError, run_command
+from perception.messages import Detections, MapMask, PerceptionResult, SensorFrame
+from perception.taxonomy import DETECTION_CLASSES, MAP_CLASSES
 from training.detection_metrics import DetectionReport, evaluate_detections, write_results
 from training.map_metrics import MapIou
 from training.prediction import predict
@@ -46,7 +51,7 @@ class EvaluationReport:
 
 
 def evaluate_run(
-    run: Path, log: NuScenesLog, split: str, frames: str, out: Path
+    run: Path, log: NuScenesLog, split: str, frames: str, out: Path, num_pictures: int = 0
 ) -> EvaluationReport:
     """Predict the keyframes of a split and score them officially.
 
@@ -55,18 +60,22 @@ def evaluate_run(
         log: The log.
         split: Official split or "all".
         frames: "all" keyframes, or only "complete" ones.
-        out: Folder for the result file and the report.
+        out: Folder for the result file, the report and the pictures.
+        num_pictures: Keyframes drawn, beginning with the first.
     """
     checkpoint = load_checkpoint(run)
     tokens = split_tokens(log, split, frames)
     map_layers = MapLayers(log, checkpoint.config.map_head.grid)
     results, iou = {}, MapIou()
-    for token in track(tokens, "predicting", console=Console(stderr=True)):
-        frame = log.keyframe(token, checkpoint.config.inputs.pillars.num_sweeps)
-        results[token] = predict(checkpoint.detector, checkpoint.config, frame)
-        raster = map_layers.at(log.scene_of(token), ego_pose(frame))
-        iou.add(results[token].map_mask.prob, raster.mask, raster.labelled)
     out.mkdir(parents=True, exist_ok=True)
+    for index, token in enumerate(track(tokens, "predicting", console=Console(stderr=True))):
+        frame = log.keyframe(token, checkpoint.config.inputs.pillars.num_sweeps)
+        results[token] = predict(checkpoint, frame)
+        raster = map_layers.at(log.scene_of(token), ego_pose(frame))
+        iou.add(results[token].map_mask, raster)
+        if index < num_pictures:
+            picture = draw_keyframe(frame, results[token], log.annotations(token), raster)
+            save_png(out / f"keyframe_{index:03d}.png", picture)
     write_results(out / RESULTS_FILE, results)
     nusc = NuScenes(version=log.version, dataroot=str(log.root), verbose=False)
     report = EvaluationReport(
@@ -80,6 +89,27 @@ def evaluate_run(
     text = json.dumps(dataclasses.asdict(report) | {"map_mean_iou": report.mean_iou}, indent=2)
     atomic_file.write_text(out / REPORT_FILE, text + "\n")
     return report
+
+
+def draw_keyframe(
+    frame: SensorFrame, result: PerceptionResult, annotations: Annotations, raster: MapRaster
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Prediction beside ground truth: six cameras, and the car from above."""
+    boxes_ego, labels = training_boxes(annotations, frame)
+    truth = Detections(
+        boxes_ego=boxes_ego.astype(np.float32),
+        scores=np.ones(len(labels), np.float32),
+        labels=labels,
+        classes=DETECTION_CLASSES,
+    )
+    known = raster.mask * raster.labelled[:, None, None]
+    return draw_frame(
+        frame,
+        result.detections,
+        map_mask=result.map_mask,
+        truth=truth,
+        truth_map=MapMask(prob=known, classes=MAP_CLASSES, grid=result.map_mask.grid),
+    )
 
 
 def print_report(report: EvaluationReport) -> None:
@@ -109,14 +139,18 @@ def main() -> None:
         "--split", default="mini_val", help=f"official split, or {ALL_SCENES!r} (default: mini_val)"
     )
     parser.add_argument("--frames", choices=("all", "complete"), default="all")
+    parser.add_argument("--pictures", type=int, default=1, help="keyframes drawn (default: 1)")
     parser.add_argument("--out", type=Path, help="folder of the report (default: RUN/evaluation)")
     arguments = parser.parse_args()
     if not arguments.run.is_dir():
         raise InputError(f"{arguments.run} is no folder: give a run folder made by train.py.")
     log = NuScenesLog(arguments.log, arguments.version)
     out = arguments.out or arguments.run / "evaluation"
-    print_report(evaluate_run(arguments.run, log, arguments.split, arguments.frames, out))
-    sys.stdout.write(f"report: {out / REPORT_FILE}\n")
+    report = evaluate_run(
+        arguments.run, log, arguments.split, arguments.frames, out, arguments.pictures
+    )
+    print_report(report)
+    sys.stdout.write(f"report and pictures: {out}\n")
 
 
 if __name__ == "__main__":

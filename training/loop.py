@@ -12,15 +12,16 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
-from perception.checkpoint import CHECKPOINT_FILE, save_checkpoint
+from perception.checkpoint import CHECKPOINT_FILE, Checkpoint, save_checkpoint
 from perception.data.nuscenes_dataset import Batch, NuScenesDataset, Sample
 from perception.models.detector import BevDetector, InputTensors, build_detector
+from perception.taxonomy import MAP_CLASSES
 from training.config import OptimConfig, TrainConfig
 
 METRICS_FILE = "metrics.jsonl"
 
 
-def train(config: TrainConfig, dataset: NuScenesDataset, run: Path) -> BevDetector:
+def train(config: TrainConfig, dataset: NuScenesDataset, run: Path) -> None:
     """Train a detector and leave checkpoint and metrics in the run folder."""
     torch.manual_seed(config.seed)
     if config.num_threads:
@@ -35,6 +36,7 @@ def train(config: TrainConfig, dataset: NuScenesDataset, run: Path) -> BevDetect
         optimizer, lambda step: one_cycle(step, optim.steps)
     )
     dropout = torch.Generator().manual_seed(config.seed)
+    knows_layer = torch.zeros(len(MAP_CLASSES), dtype=torch.bool)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -46,6 +48,7 @@ def train(config: TrainConfig, dataset: NuScenesDataset, run: Path) -> BevDetect
         for step, batch in enumerate(batches(config, dataset), start=1):
             started = time.perf_counter()
             batch = drop_sensors(batch.to(device), optim.sensor_dropout, dropout)
+            knows_layer |= (batch.map.labelled > 0).any(dim=0).cpu()
             losses = detector_losses(detector, batch, optim)
             optimizer.zero_grad(set_to_none=True)
             losses["total"].backward()
@@ -58,8 +61,13 @@ def train(config: TrainConfig, dataset: NuScenesDataset, run: Path) -> BevDetect
             line |= {"step_seconds": time.perf_counter() - started}
             _write_line(metrics, step, line)
             progress.update(bar, advance=1, description=f"loss {line['total']:.3f}")
-    save_checkpoint(run / CHECKPOINT_FILE, detector, config.detector, config.recipe)
-    return detector.eval()
+    trained = Checkpoint(
+        detector=detector,
+        config=config.detector,
+        recipe=config.recipe,
+        trained_map_classes=tuple(MAP_CLASSES[k] for k in torch.nonzero(knows_layer).flatten()),
+    )
+    save_checkpoint(run / CHECKPOINT_FILE, trained)
 
 
 def one_cycle(step: int, num_steps: int) -> float:

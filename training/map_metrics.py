@@ -4,8 +4,9 @@ Source: specs, base network section 11.2.
 """
 
 import numpy as np
-from jaxtyping import Float
 
+from perception.data.map_layers import MapRaster
+from perception.messages import MapMask
 from perception.taxonomy import MAP_CLASSES
 
 THRESHOLDS = (0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65)
@@ -21,16 +22,14 @@ class MapIou:
         self._missed = np.zeros(shape, np.int64)
         self._num_frames = np.zeros(len(MAP_CLASSES), np.int64)
 
-    def add(
-        self,
-        prob: Float[np.ndarray, "k y x"],
-        mask: Float[np.ndarray, "k y x"],
-        labelled: Float[np.ndarray, " k"],
-    ) -> None:
-        """Count one frame."""
-        for layer in np.flatnonzero(labelled):
-            said = prob[layer][None] >= np.array(THRESHOLDS, np.float32)[:, None, None]
-            true = (mask[layer] > 0.5)[None]
+    def add(self, predicted: MapMask, truth: MapRaster) -> None:
+        """Count one frame; a layer that was not predicted is nowhere."""
+        thresholds = np.array(THRESHOLDS, np.float32)[:, None, None]
+        nowhere = np.zeros(truth.mask.shape[1:], np.float32)
+        prob = dict(zip(predicted.classes, predicted.prob, strict=True))
+        for layer in np.flatnonzero(truth.labelled):
+            said = prob.get(MAP_CLASSES[layer], nowhere)[None] >= thresholds
+            true = (truth.mask[layer] > 0.5)[None]
             self._hit[layer] += (said & true).sum(axis=(1, 2))
             self._wrong[layer] += (said & ~true).sum(axis=(1, 2))
             self._missed[layer] += (~said & true).sum(axis=(1, 2))

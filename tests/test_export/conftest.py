@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_detector import small_config
 
-from perception.checkpoint import CHECKPOINT_FILE, save_checkpoint
+from perception.checkpoint import CHECKPOINT_FILE, Checkpoint, save_checkpoint
 from perception.models.detector import build_detector
 
 
@@ -15,5 +15,11 @@ def small_run(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("export") / "run"
     run.mkdir()
     config = small_config()
-    save_checkpoint(run / CHECKPOINT_FILE, build_detector(config), config, "small")
+    checkpoint = Checkpoint(
+        detector=build_detector(config),
+        config=config,
+        recipe="small",
+        trained_map_classes=("drivable_area", "walkway"),
+    )
+    save_checkpoint(run / CHECKPOINT_FILE, checkpoint)
     return run

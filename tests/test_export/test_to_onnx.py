@@ -35,6 +35,9 @@ def test_a_bundle_holds_model_card_parity_and_manifest(bundle):
     assert names == {"model.onnx", "model_card.json", "parity.json", "manifest.json"}
     assert [t.name for t in bundle.card.input_tensors] == list(TENSOR_NAMES)
     assert [t.name for t in bundle.card.output_tensors] == list(OUTPUT_NAMES)
+    # layers that no training frame knew do not leave the house
+    assert bundle.card.map_classes == ("drivable_area", "walkway")
+    assert bundle.card.output_tensors[3].shape == ("2", "50", "50")
     report = json.loads((bundle.path / "parity.json").read_text())
     assert report["num_frames"] == 6
     assert report["num_matched"] == report["num_boxes"] > 0
@@ -55,7 +58,7 @@ def test_the_file_agrees_with_torch_on_frames_it_was_not_traced_with(small_run, 
     frames = [noise_frame(spec, seed) for seed in (5, 6)] + with_missing_sensors(
         noise_frame(spec, 7)
     )
-    report = parity.compare(DeployGraph(checkpoint.detector), bundle, frames)
+    report = parity.compare(DeployGraph(checkpoint), bundle, frames)
     assert report.passed, report.table()
 
 

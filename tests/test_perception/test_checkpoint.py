@@ -2,7 +2,7 @@ import pytest
 import torch
 from small_detector import small_config
 
-from perception.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
+from perception.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from perception.errors import InputError
 from perception.models.detector import build_detector
 
@@ -11,7 +11,13 @@ from perception.models.detector import build_detector
 def saved(tmp_path):
     torch.manual_seed(1)
     detector = build_detector(small_config())
-    save_checkpoint(tmp_path / CHECKPOINT_FILE, detector, small_config(), "small")
+    checkpoint = Checkpoint(
+        detector=detector,
+        config=small_config(),
+        recipe="small",
+        trained_map_classes=("drivable_area", "divider"),
+    )
+    save_checkpoint(tmp_path / CHECKPOINT_FILE, checkpoint)
     return tmp_path, detector
 
 
@@ -20,6 +26,8 @@ def test_round_trip(saved):
     checkpoint = load_checkpoint(run)
     assert checkpoint.config == small_config()
     assert checkpoint.recipe == "small"
+    assert checkpoint.trained_map_classes == ("drivable_area", "divider")
+    assert checkpoint.map_channels == [0, 5]
     for name, tensor in detector.state_dict().items():
         assert torch.equal(checkpoint.detector.state_dict()[name], tensor), name
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from nuscenes import NuScenes
 
+from perception.data.map_layers import MapRaster
 from perception.data.nuscenes_log import NuScenesLog
 from perception.geometry import boxes as box_geometry
 from perception.geometry import rigid
@@ -12,6 +13,8 @@ from perception.messages import Detections, MapMask, PerceptionResult
 from perception.taxonomy import DETECTION_CLASS_OF_CATEGORY, DETECTION_CLASSES, MAP_CLASSES
 from training.detection_metrics import evaluate_detections, write_results
 from training.map_metrics import THRESHOLDS, MapIou
+
+RASTER = BevGrid(x_min=-1.0, x_max=1.0, y_min=-1.0, y_max=1.0, cell=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,6 @@ def ground_truth_as_result(log, token, shift=0.0):
     boxes_ego = box_geometry.transform(rigid.inverse(frame.T_global_ego), annotations.boxes_global)
     boxes_ego[:, 0] += shift
     names = [DETECTION_CLASS_OF_CATEGORY[name] for name in annotations.categories]
-    grid = BevGrid(x_min=-1.0, x_max=1.0, y_min=-1.0, y_max=1.0, cell=1.0)
     return PerceptionResult(
         stamp_ns=frame.stamp_ns,
         T_global_ego=frame.T_global_ego,
@@ -40,7 +42,7 @@ def ground_truth_as_result(log, token, shift=0.0):
             labels=np.array([DETECTION_CLASSES.index(name) for name in names], np.int64),
             classes=DETECTION_CLASSES,
         ),
-        map_mask=MapMask(prob=np.zeros((6, 2, 2), np.float32), classes=MAP_CLASSES, grid=grid),
+        map_mask=MapMask(prob=np.zeros((6, 2, 2), np.float32), classes=MAP_CLASSES, grid=RASTER),
         sensors_used=(),
         sensors_missing={},
         stage_ms={},
@@ -84,17 +86,22 @@ def test_no_prediction_at_all_scores_zero(log, nusc, tmp_path):
     assert report.mean_ap_4m_present == 0.0
 
 
+def said(prob, classes=MAP_CLASSES):
+    return MapMask(prob=prob, classes=classes, grid=RASTER)
+
+
 def test_map_iou_by_hand():
     # layer 0: 4 cells, 2 true; probability 0.6 on one true and one wrong cell, 0.36 on the other
     # true cell. Up to 0.35 three cells are said: IoU 2 / 3; from 0.40 two: IoU 1 / 3
-    prob, mask = np.zeros((6, 2, 2), np.float32), np.zeros((6, 2, 2), np.float32)
+    prob, mask = np.zeros((1, 2, 2), np.float32), np.zeros((6, 2, 2), np.float32)
     prob[0] = [[0.6, 0.36], [0.6, 0.0]]
     mask[0] = [[1, 1], [0, 0]]
-    labelled = np.zeros(6, np.float32)
-    labelled[0] = 1
+    mask[2] = 1
+    labelled = np.array([1, 0, 1, 0, 0, 0], np.float32)
     iou = MapIou()
-    iou.add(prob, mask, labelled)
-    assert iou.result() == {"drivable_area": pytest.approx(2 / 3)}
+    iou.add(said(prob, ("drivable_area",)), MapRaster(mask=mask, labelled=labelled))
+    # the walkway is known and was not predicted at all
+    assert iou.result() == {"drivable_area": pytest.approx(2 / 3), "walkway": 0.0}
     assert THRESHOLDS[0] == 0.35
 
 
@@ -104,10 +111,12 @@ def test_map_iou_of_truth_is_one_and_halves_add_up():
     prob = random.random((4, 6, 5, 5)).astype(np.float32)
     perfect, whole, halves = MapIou(), MapIou(), MapIou()
     for i in range(4):
-        perfect.add(mask[i], mask[i], np.ones(6, np.float32))
-        whole.add(prob[i], mask[i], np.ones(6, np.float32))
+        truth = MapRaster(mask=mask[i], labelled=np.ones(6, np.float32))
+        perfect.add(said(mask[i]), truth)
+        whole.add(said(prob[i]), truth)
     for half in ((0, 1), (2, 3)):
         for i in half:
-            halves.add(prob[i], mask[i], np.ones(6, np.float32))
+            truth = MapRaster(mask=mask[i], labelled=np.ones(6, np.float32))
+            halves.add(said(prob[i]), truth)
     assert min(perfect.result().values()) > 0.999
     assert whole.result() == halves.result()

@@ -29,7 +29,9 @@ def test_a_run_folder_holds_config_metrics_and_checkpoint(small_log_root, tmp_pa
     names = {path.name for path in run.iterdir()}
     assert names == {"config.json", "environment.json", "metrics.jsonl", "checkpoint.safetensors"}
     assert json.loads((run / "config.json").read_text())["optim"]["steps"] == 1
-    assert load_checkpoint(run).recipe == "tiny"
+    checkpoint = load_checkpoint(run)
+    assert checkpoint.recipe == "tiny"
+    assert checkpoint.trained_map_classes == ("drivable_area",)  # all that the small log knows
     again = train("tiny", "--data.log", small_log_root, "--out", run, *FAST)
     assert again.returncode == 2
     assert "exists already" in again.stderr
