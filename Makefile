@@ -43,7 +43,7 @@ format: .venv/.done ## format and mend what the linter can
 
 test: .venv/.done $(TEST_BUNDLE) ## the whole CPU suite, ROS included
 	@BEV_REAL_LOG=$(abspath $(LOG)) $(BIN)/python -m pytest -m "not slow and not ros" $(SHAPES)
-	@BEV_REAL_LOG=$(abspath $(LOG)) bash ros2_ws/run_tests.sh $(TEST_BUNDLE)
+	@BEV_REAL_LOG=$(abspath $(LOG)) PYTHON=$(PYTHON) bash ros2_ws/run_tests.sh $(TEST_BUNDLE)
 
 # The tiny network with random weights: what the ROS tests run.
 $(TEST_BUNDLE): .venv/.done $(shell find perception export training -name '*.py') | build

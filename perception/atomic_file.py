@@ -41,8 +41,9 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         InputError: `path` exists and may not be replaced, or cannot be made.
     """
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already: choose another name or pass --overwrite.")
+    if path.exists() and not (overwrite and path.is_dir()):
+        hint = "choose another name or pass --overwrite" if path.is_dir() else "it is a file"
+        raise InputError(f"{path} exists already: {hint}.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

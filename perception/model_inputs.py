@@ -224,6 +224,8 @@ def _camera_fault(frame: SensorFrame, camera: str, spec: InputSpec) -> str | Non
     if camera not in frame.calibration.cameras:
         return "no calibration"
     image, calibration = frame.images[camera], frame.calibration.cameras[camera]
+    if image.rgb.ndim != 3 or image.rgb.shape[2] != 3 or image.rgb.dtype != np.uint8:
+        return f"image is {image.rgb.dtype} of shape {image.rgb.shape}, expected uint8 RGB"
     height, width, _ = image.rgb.shape
     if (height, width) != (calibration.height_px, calibration.width_px):
         return (

@@ -3,6 +3,7 @@
 from perception.bundle import Bundle, load_bundle
 from perception.data.nuscenes_log import MissingFile, NuScenesLog
 from perception.errors import InputError, run_command
+from perception.geometry.rigid import quaternion_from_transform, transform_from_quaternion
 from perception.messages import (
     Calibration,
     CameraCalibration,
@@ -40,7 +41,9 @@ __all__ = [
     "Synchronizer",
     "SynchronizerConfig",
     "load_bundle",
+    "quaternion_from_transform",
     "read_calibration",
     "run_command",
+    "transform_from_quaternion",
     "write_calibration",
 ]

@@ -24,9 +24,10 @@ class SynchronizerConfig:
 
     cameras: tuple[str, ...]
     """Cameras of a complete frame; the LiDAR always belongs to it."""
-    wait_ns: int = 100_000_000
+    wait_ns: int = 120_000_000
     """Longest time from a group's first message to its frame [ns]. Source: ours; one period of the
-    slowest sensor (12 Hz) and some."""
+    slowest sensor (12 Hz) and 37 ms for jitter: at 100 ms frames were seen to close a
+    moment before their last image."""
     max_sweeps: int = 10
     """LiDAR sweeps kept for accumulation. Source: specs, base network section 1."""
 

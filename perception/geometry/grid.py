@@ -28,6 +28,9 @@ class BevGrid:
 
     def __post_init__(self) -> None:
         """Refuse a range that is not a positive whole number of cells."""
+        limits = (self.x_min, self.x_max, self.y_min, self.y_max, self.cell)
+        if not np.isfinite(limits).all():
+            raise ValueError(f"grid limits and cell are {limits}, expected finite numbers")
         for axis, low, high in (("x", self.x_min, self.x_max), ("y", self.y_min, self.y_max)):
             num = (high - low) / self.cell if self.cell > 0 else -1.0
             if num < 0.5 or abs(num - round(num)) > 1e-6 * num:

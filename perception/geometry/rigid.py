@@ -34,6 +34,24 @@ def transform_from_quaternion(quaternion_wxyz: Any, translation: Any) -> Float64
     return T
 
 
+def quaternion_from_transform(T_dst_src: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, " 4"]:
+    """Rotation of a transform as a quaternion (w, x, y, z) of unit length, of either sign.
+
+    Source: the symmetric matrix whose largest eigenvector is the quaternion (Bar-Itzhack 2000); it
+    has no special cases.
+    """
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = T_dst_src[:3, :3]
+    K = np.array(
+        [
+            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
+            [zy - yz, xx - yy - zz, yx + xy, zx + xz],
+            [xz - zx, yx + xy, yy - xx - zz, zy + yz],
+            [yx - xy, zx + xz, zy + yz, zz - xx - yy],
+        ]
+    )
+    return np.linalg.eigh(K)[1][:, -1]
+
+
 def quaternion_from_yaw(yaw: float) -> tuple[float, float, float, float]:
     """Quaternion (w, x, y, z) of a rotation about +z [rad]."""
     return float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))

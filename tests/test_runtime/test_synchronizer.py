@@ -63,7 +63,9 @@ def run(synchronizer: Synchronizer, stamps: list[tuple[int, str]]) -> list[tuple
 
 
 def new(**changes: object) -> Synchronizer:
-    return Synchronizer(SynchronizerConfig(**{"cameras": CAMERAS, **changes}), CALIBRATION)
+    return Synchronizer(
+        SynchronizerConfig(**{"cameras": CAMERAS, "wait_ns": 100 * MS, **changes}), CALIBRATION
+    )
 
 
 def ages_ms(frame: SensorFrame) -> dict[str, float]:

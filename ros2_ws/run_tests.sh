@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Run the ROS 2 tests in .venv-ros, which has no torch.
+#
+#   bash ros2_ws/run_tests.sh BUNDLE [pytest arguments]
+#
+# BUNDLE is an exported bundle for the tests that start the node. Without cmake, make and g++ the
+# message package cannot be built: then the tests are left out, and it is said so.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[ $# -ge 1 ] || { echo "error: no bundle: run ros2_ws/run_tests.sh BUNDLE." >&2; exit 2; }
+BEV_TEST_BUNDLE=$(realpath "$1")
+export BEV_TEST_BUNDLE
+shift
+
+for tool in cmake make g++; do
+  command -v "$tool" > /dev/null || {
+    echo "ROS tests SKIPPED: $tool was not found, so the message package cannot be built."
+    exit 0
+  }
+done
+bash "$root/ros2_ws/make_environment.sh"
+set +u
+. "$root/ros2_ws/install/setup.bash"
+set -u
+cd "$root"
+exec "$root/.venv-ros/bin/python" -m pytest -m ros tests/test_ros "$@"
