@@ -5,14 +5,15 @@ PYTHON ?= python3
 LOG ?= $(or $(BEV_REAL_LOG),../shared/data/nuscenes_real)
 RUN ?= runs/demo
 BUNDLE ?= bundles/demo
-ROS_DOMAIN_ID ?= 42
+# Scene that the ROS part of the demo plays; empty: the first. This one is in v1.0-mini too.
+SCENE ?= scene-0103
 
 BIN := .venv/bin
 SHAPES := --jaxtyping-packages=perception,beartype.beartype
 TEST_BUNDLE := build/test_bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-gpu ros demo demo-ros clean
+.PHONY: help setup check format test test-slow test-gpu bench ros demo clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -55,6 +56,9 @@ test-slow: .venv/.done ## trainings on real frames, minutes (figures are printed
 test-gpu: .venv/.done ## what needs CUDA or TensorRT
 	@$(BIN)/python -m pytest -m "gpu or trt"
 
+bench: .venv/.done $(TEST_BUNDLE) ## time of the car's pipeline by stage, on a full-size real frame
+	@$(BIN)/python tests/benchmark_pipeline.py $(TEST_BUNDLE) --log $(LOG)
+
 ros: ## make .venv-ros and build the ROS 2 workspace
 	@PYTHON=$(PYTHON) bash ros2_ws/make_environment.sh
 
@@ -65,6 +69,8 @@ demo: .venv/.done ## train, evaluate, export and replay on LOG, then run the ROS
 	$(BIN)/python training/evaluate.py $(RUN) --log $(LOG) --split all --frames complete --pictures 2
 	$(BIN)/python export/to_onnx.py $(RUN) --out $(BUNDLE) --overwrite
 	$(BIN)/python runtime/replay.py $(BUNDLE) --log $(LOG) --out $(RUN)/replay
+	PYTHON=$(PYTHON) bash ros2_ws/demo.sh $(BUNDLE) $(LOG) $(SCENE)
+	@echo "pictures: $(RUN)/evaluation/*.png   reports: $(RUN)/evaluation, $(BUNDLE), $(RUN)/replay"
 
 clean: ## remove what the commands made, environments excepted
 	@rm -rf build runs bundles ros2_ws/build ros2_ws/install ros2_ws/log

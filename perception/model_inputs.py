@@ -1,9 +1,8 @@
 """From a sensor frame to the network's input tensors: the same code in training and in the car."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, UInt8
@@ -84,13 +83,8 @@ class PreparedFrame:
     num_dropped_pillars: int
 
 
-ParallelMap = Callable[
-    [Callable[[Callable[[], Any]], Any], Iterable[Callable[[], Any]]], Iterable[Any]
-]
-
-
 def prepare_frame(
-    frame: SensorFrame, spec: InputSpec, parallel_map: ParallelMap = map
+    frame: SensorFrame, spec: InputSpec, executor: Executor | None = None
 ) -> PreparedFrame:
     """Cut the images, list the frustum points per cell, sort the points into pillars.
 
@@ -100,8 +94,7 @@ def prepare_frame(
     Args:
         frame: Raw data of one instant.
         spec: What the network wants.
-        parallel_map: Like the builtin `map`; a thread pool's runs points, lists and images side by
-            side.
+        executor: Where points are sorted while images are cut here; None does one after the other.
     """
     faults = {camera: _camera_fault(frame, camera, spec) for camera in spec.cameras}
     faults[LIDAR] = _lidar_fault(frame, spec)
@@ -111,14 +104,11 @@ def prepare_frame(
     pixels = np.zeros(
         (len(spec.cameras), spec.image.height_px, spec.image.width_px, 3), dtype=np.uint8
     )
-    parts: list[Callable[[], Any]] = [
-        lambda: _frame_pillars(frame, spec),
-        lambda: frame_pool_table(frame, spec, tuple(images)),
-        *(partial(spec.image.apply, image.rgb) for image in images.values()),
-    ]
-    columns, table, *crops = parallel_map(_call, parts)
-    for camera, crop in zip(images, crops, strict=True):
-        pixels[spec.cameras.index(camera)] = crop
+    sorting = executor.submit(_frame_pillars, frame, spec) if executor else None
+    for camera, image in images.items():
+        pixels[spec.cameras.index(camera)] = spec.image.apply(image.rgb)
+    table = frame_pool_table(frame, spec, tuple(images))
+    columns = sorting.result() if sorting else _frame_pillars(frame, spec)
     return PreparedFrame(
         inputs=ModelInputs(
             images=pixels,
@@ -212,10 +202,6 @@ def accumulate(
 def _frame_pillars(frame: SensorFrame, spec: InputSpec) -> pillars.Pillars:
     points_ego = accumulate(frame, usable_sweeps(frame, spec), spec.pillars)
     return pillars.build_pillars(points_ego, spec.pillars)
-
-
-def _call(part: Callable[[], Any]) -> Any:
-    return part()
 
 
 def _camera_fault(frame: SensorFrame, camera: str, spec: InputSpec) -> str | None:

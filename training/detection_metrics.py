@@ -1,5 +1,7 @@
 """Official nuScenes detection metrics, computed by the devkit itself."""
 
+import contextlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +66,8 @@ def evaluate_detections(nusc: NuScenes, results_path: Path) -> DetectionReport:
     """Score a result file in the official format on the keyframes that it holds."""
     config = config_factory(CONFIG_NAME)
     tokens = list(json.loads(results_path.read_text())["results"])
-    gt = load_gt_of_sample_tokens(nusc, tokens, DetectionBox)
+    with contextlib.redirect_stderr(io.StringIO()):  # the devkit's own progress bar
+        gt = load_gt_of_sample_tokens(nusc, tokens, DetectionBox)
     pred, _meta = load_prediction_of_sample_tokens(
         str(results_path), config.max_boxes_per_sample, DetectionBox, tokens
     )

@@ -62,10 +62,11 @@ class BevGrid:
         The index of a point outside, or of one that is not finite, means nothing.
         """
         with np.errstate(invalid="ignore"):
-            ix = np.floor((x - self.x_min) / self.cell)
-            iy = np.floor((y - self.y_min) / self.cell)
-            inside = (ix >= 0) & (ix < self.nx) & (iy >= 0) & (iy < self.ny)
-            return (iy * self.nx + ix).astype(np.int32), inside
+            u = (x - self.x_min) / self.cell
+            v = (y - self.y_min) / self.cell
+            inside = (u >= 0) & (u < self.nx) & (v >= 0) & (v < self.ny)
+            # cutting off decimals is floor for all that counts: what is negative is outside
+            return v.astype(np.int32) * np.int32(self.nx) + u.astype(np.int32), inside
 
     def x_centers(self) -> Float64[np.ndarray, " nx"]:
         """Centre of each column [m]."""

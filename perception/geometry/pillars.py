@@ -79,16 +79,16 @@ def build_pillars(points_ego: Float32[np.ndarray, "5 n"], config: PillarConfig) 
     num_points = np.minimum(end - first, config.max_points).astype(np.int32)
 
     rank = np.arange(config.max_points)
-    used = rank[None, :] < num_points[:, None]
-    source = kept[order[(first[:, None] + rank)[used]]]
-    points = np.zeros((len(first), config.max_points, len(POINT_COLUMNS)), np.float32)
-    points[used] = points_ego.T[source]
+    used = np.flatnonzero(rank[None, :] < num_points[:, None])
+    source = kept[order[(first[:, None] + rank).ravel()[used]]]
+    points = np.zeros((len(first) * config.max_points, len(POINT_COLUMNS)), np.float32)
+    points[used] = points_ego.take(source, axis=1).T
 
     pillar_cell = cell_sorted[first]
     cell_pillar = np.zeros(config.grid.num_cells, np.int32)
     cell_pillar[pillar_cell] = np.arange(1, len(first) + 1, dtype=np.int32)
     return Pillars(
-        points=points,
+        points=points.reshape(len(first), config.max_points, len(POINT_COLUMNS)),
         num_points=num_points,
         cell=pillar_cell,
         cell_pillar=cell_pillar,

@@ -26,6 +26,7 @@ setup(
         "console_scripts": [
             "bev_node = perception_ros.node:main",
             "log_player = perception_ros.log_player:main",
+            "result_printer = perception_ros.result_printer:main",
         ]
     },
 )
