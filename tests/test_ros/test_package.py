@@ -56,6 +56,7 @@ def test_executables_go_where_ros_looks_for_them() -> None:
     assert scripts == [
         "bev_node = perception_ros.node:main",
         "log_player = perception_ros.log_player:main",
+        "result_printer = perception_ros.result_printer:main",
     ]
 
 

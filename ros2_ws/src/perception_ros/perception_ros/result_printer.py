@@ -4,6 +4,7 @@ import sys
 import threading
 from collections import Counter
 
+import numpy as np
 from nav_msgs.msg import OccupancyGrid
 from perception_msgs.msg import Box3DArray
 from rclpy.node import Node
@@ -17,34 +18,44 @@ COVERED_PERCENT = 50
 
 
 class ResultPrinter(Node):
-    """Listens to boxes and to the map layer `drivable_area` in the node's namespace."""
+    """Listens to boxes and to the map layer `drivable_area` of the node `bev` in its namespace."""
 
     def __init__(self, _stop: threading.Event) -> None:
         """Connect the topics."""
         super().__init__("result_printer")
         self.finished = threading.Event()
-        self.create_subscription(Box3DArray, "bev/output/boxes", self._on_boxes, 20)
         layer = "bev/output/map/drivable_area"
-        self.create_subscription(OccupancyGrid, layer, self._on_layer, 20)
+        self.create_subscription(Box3DArray, "bev/output/boxes", _print_boxes, 20)
+        self.create_subscription(OccupancyGrid, layer, _print_layer, 20)
 
     def close(self) -> None:
         """There are no threads to stop."""
 
-    def _on_boxes(self, message: Box3DArray) -> None:
-        classes = Counter(box.class_name for box in message.boxes)
-        found = ", ".join(f"{count} {name}" for name, count in classes.most_common()) or "no boxes"
-        missing = "; ".join(f"{fault.sensor}: {fault.reason}" for fault in message.sensors_missing)
-        sys.stdout.write(
-            f"{to_stamp_ns(message.header)}  {found}  from {' '.join(message.sensors_used)}"
-            f"{f'  without {missing}' if missing else ''}\n"
-        )
-        sys.stdout.flush()
 
-    def _on_layer(self, grid: OccupancyGrid) -> None:
-        covered = sum(value > COVERED_PERCENT for value in grid.data)
-        area_m2 = covered * grid.info.resolution**2
-        sys.stdout.write(f"{to_stamp_ns(grid.header)}  drivable area {area_m2:.0f} m2\n")
-        sys.stdout.flush()
+def boxes_line(message: Box3DArray) -> str:
+    """Stamp, boxes per class, sensors used, and sensors missing with the reason."""
+    classes = Counter(box.class_name for box in message.boxes)
+    found = ", ".join(f"{count} {name}" for name, count in classes.most_common()) or "no boxes"
+    line = f"{to_stamp_ns(message.header)}  {found}  from {' '.join(message.sensors_used)}"
+    missing = [f"{fault.sensor}: {fault.reason}" for fault in message.sensors_missing]
+    return line + f"  without {'; '.join(missing)}" * bool(missing)
+
+
+def layer_line(grid: OccupancyGrid) -> str:
+    """Stamp and covered area."""
+    covered = int((np.array(grid.data, np.int8) > COVERED_PERCENT).sum())
+    area_m2 = covered * grid.info.resolution**2
+    return f"{to_stamp_ns(grid.header)}  drivable area {area_m2:.0f} m2"
+
+
+def _print_boxes(message: Box3DArray) -> None:
+    sys.stdout.write(boxes_line(message) + "\n")
+    sys.stdout.flush()
+
+
+def _print_layer(grid: OccupancyGrid) -> None:
+    sys.stdout.write(layer_line(grid) + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
