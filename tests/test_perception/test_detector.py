@@ -67,6 +67,49 @@ def test_a_masked_camera_has_no_influence_whatever_its_buffer_holds(detector, ca
     assert not torch.equal(a.map_logits, run(detector, frame).map_logits)
 
 
+def test_a_masked_camera_adds_nothing_to_the_grid(detector):
+    # the same as if none of its frustum points were listed
+    frame = noise_frame(SPEC)
+    mask = np.array([1, 1, 0, 1, 1, 1], np.float32)
+    per_camera = SPEC.frustum.num_depths * SPEC.feature_height * SPEC.feature_width
+    others = frame.point_depth // per_camera != 2
+    cell = np.repeat(np.arange(SPEC.bev.num_cells), np.diff(frame.cell_start))[others]
+    counts = np.bincount(cell, minlength=SPEC.bev.num_cells)
+    unlisted = dataclasses.replace(
+        frame,
+        camera_mask=mask,
+        point_depth=frame.point_depth[others],
+        point_feat=frame.point_feat[others],
+        cell_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+    )
+    masked = dataclasses.replace(frame, camera_mask=mask)
+    assert others.sum() < len(others)
+    assert_same(run(detector, masked), run(detector, unlisted), atol=1e-5, rtol=1e-5)
+
+
+def test_a_masked_camera_is_black_from_the_start(detector):
+    # so that its pictures do not reach the batch statistics of the image encoder either
+    frame = noise_frame(SPEC)
+    images = torch.from_numpy(frame.images)[None]
+    mask = torch.tensor([[1.0, 0, 1, 1, 1, 1]])
+    with torch.no_grad():
+        a = detector.image_encoder(images, mask)
+        b = detector.image_encoder(images * mask[0].to(torch.uint8).view(1, 6, 1, 1, 1), mask)
+    assert torch.equal(a, b)
+
+
+def test_fusion_takes_in_nothing_of_a_masked_branch(detector):
+    camera, lidar = torch.rand(2, 8, 32, 32), torch.rand(2, 16, 32, 32)
+    no_lidar, no_camera = torch.zeros(2, 1), torch.zeros(2, 6)
+    with torch.no_grad():
+        fuse = detector.fusion
+        a = fuse(camera, lidar, torch.ones(2, 6), no_lidar)
+        assert torch.equal(a, fuse(camera, lidar + 5, torch.ones(2, 6), no_lidar))
+        b = fuse(camera, lidar, no_camera, torch.ones(2, 1))
+        assert torch.equal(b, fuse(camera + 5, lidar, no_camera, torch.ones(2, 1)))
+    assert not torch.equal(a, b)
+
+
 def test_a_masked_lidar_has_no_influence(detector):
     frame = noise_frame(SPEC)
     masked = dataclasses.replace(frame, lidar_mask=np.zeros(1, np.float32))

@@ -100,6 +100,9 @@ def test_sensor_dropout_masks_about_its_share_and_never_everything(dataset):
     assert (masks.sum(dim=1) > 0).all()
     assert 0.45 < masks.mean() < 0.56  # half, and the frames that would have lost everything
     assert drop_sensors(batch, 0.0, generator) is batch
+    kept = drop_sensors(batch, 1.0, generator).inputs  # would lose everything: keeps everything
+    assert torch.equal(kept.camera_mask, batch.inputs.camera_mask)
+    assert torch.equal(kept.lidar_mask, batch.inputs.lidar_mask)
 
 
 def test_one_cycle_rises_in_a_line_and_falls_to_nothing():

@@ -71,6 +71,7 @@ def test_ground_truth_scores_one(log, nusc, tmp_path):
     # 2 of 10 classes are there; each error is 0 for them and 1 for the 8 others (7 and 6 count)
     assert report.mean_ap == pytest.approx(0.2)
     assert report.true_positive_errors["trans_err"] == pytest.approx(0.8, abs=1e-3)
+    assert report.true_positive_errors["scale_err"] == pytest.approx(0.8, abs=1e-3)
     assert report.true_positive_errors["orient_err"] == pytest.approx(7 / 9, abs=1e-3)
 
 
