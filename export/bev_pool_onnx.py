@@ -94,12 +94,8 @@ def BevPool(depth, feat, point_depth, point_feat, cell_start):  # noqa: N802, D1
         right = op.Min(op.Add(left, op.Constant(value_int=1)), last)
         rank_left = op.Gather(rank, left)
         paired = op.Greater(op.Gather(rank, right), rank_left)
-        addend = op.Where(
-            op.Unsqueeze(paired, op.Constant(value_ints=[1])),
-            op.Gather(value, right),
-            op.Constant(value_float=0.0),
-        )
-        value = op.Add(op.Gather(value, left), addend)
+        # a row without a partner takes the row of zeros, which stays the last one
+        value = op.Add(op.Gather(value, left), op.Gather(value, op.Where(paired, right, last)))
         rank = op.Div(rank_left, two)
         go_on = op.Greater(op.ReduceMax(rank, keepdims=0), op.Constant(value_int=0))
 
