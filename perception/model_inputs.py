@@ -192,8 +192,9 @@ def accumulate(
         far = (np.abs(x) >= config.ego_radius) | (np.abs(y) >= config.ego_radius)
         points_lidar = sweep.points_lidar.take(np.flatnonzero(far), axis=1)
         start, end = end, end + points_lidar.shape[1]
-        xyz = T_ego_lidar[:3, :3].astype(np.float32) @ points_lidar[:3]
-        points_ego[:3, start:end] = xyz + T_ego_lidar[:3, 3:].astype(np.float32)
+        R_ego_lidar, t_ego_lidar = np.split(T_ego_lidar[:3].astype(np.float32), [3], axis=1)
+        xyz = rigid.product_of_columns(R_ego_lidar, points_lidar[:3])
+        points_ego[:3, start:end] = xyz + t_ego_lidar
         points_ego[3, start:end] = points_lidar[3]
         points_ego[4, start:end] = (frame.stamp_ns - sweep.stamp_ns) * 1e-9
     return points_ego[:, :end]

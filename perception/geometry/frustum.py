@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float64, Int32
 
+from perception.geometry import rigid
 from perception.geometry.grid import BevGrid
 
 
@@ -89,7 +90,8 @@ def pool_table(
     for cam, (K, T) in enumerate(zip(K_img_aug, T_ego_cam, strict=True)):
         if K is None or T is None:
             continue
-        points_ego = (T[:3, :3] @ np.linalg.inv(K)) @ rays + T[:3, 3:]
+        R_ego_pixel = T[:3, :3] @ rigid.inverse_3x3(K)
+        points_ego = rigid.product_of_columns(R_ego_pixel, rays) + T[:3, 3:]
         cell, inside = grid.flat_index(points_ego[0], points_ego[1])
         inside &= (points_ego[2] >= frustum.z_min) & (points_ego[2] < frustum.z_max)
         kept = np.flatnonzero(inside)

@@ -72,6 +72,35 @@ def inverse(T_dst_src: Float[Any, "*b 4 4"]) -> Float[Any, "*b 4 4"]:
     return T_src_dst
 
 
+def product_of_columns(
+    A: Float[np.ndarray, "3 3"], columns: Float[np.ndarray, "3 n"]
+) -> Float[np.ndarray, "3 n"]:
+    """Return `A @ columns`, in this thread.
+
+    A threaded BLAS takes such a product to all cores and lets them spin after it: measured on two
+    cores, the car's preparation of a frame in two threads took 17 ms with it and 10 ms without.
+    """
+    return np.einsum("ij,jn->in", A, columns)
+
+
+def inverse_3x3(A: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
+    """Inverse of a 3x3 matrix by cofactors, in this thread: see `product_of_columns`.
+
+    Raises:
+        ValueError: The matrix has no inverse.
+    """
+    (a, b, c), (d, e, f), (g, h, i) = A.tolist()
+    cofactors = [
+        [e * i - f * h, c * h - b * i, b * f - c * e],
+        [f * g - d * i, a * i - c * g, c * d - a * f],
+        [d * h - e * g, b * g - a * h, a * e - b * d],
+    ]
+    determinant = a * cofactors[0][0] + b * cofactors[1][0] + c * cofactors[2][0]
+    if determinant == 0:
+        raise ValueError(f"matrix {A.tolist()} has no inverse")
+    return np.array(cofactors, dtype=A.dtype) / determinant
+
+
 def apply(
     T_dst_src: Float[Any, "*b 4 4"], points_src: Float[Any, "*b n 3"]
 ) -> Float[Any, "*b n 3"]:

@@ -131,3 +131,24 @@ def test_projection_agrees_between_numpy_and_torch() -> None:
     got = camera.project(*(torch.from_numpy(a) for a in (points, T_EGO_CAM, K_CAM)))
     for a, b in zip(expected, got, strict=True):
         np.testing.assert_allclose(b.numpy(), a, atol=1e-12)
+
+
+def test_inverse_3x3_is_the_inverse() -> None:
+    random = np.random.default_rng(0)
+    for A in random.normal(size=(50, 3, 3)):
+        np.testing.assert_allclose(rigid.inverse_3x3(A), np.linalg.inv(A), rtol=1e-8, atol=1e-10)
+    with pytest.raises(ValueError, match="has no inverse"):
+        rigid.inverse_3x3(np.zeros((3, 3)))
+
+
+def test_product_of_columns_is_the_product() -> None:
+    random = np.random.default_rng(1)
+    A, columns = random.normal(size=(3, 3)), random.normal(size=(3, 100))
+    np.testing.assert_allclose(rigid.product_of_columns(A, columns), A @ columns, rtol=1e-12)
+
+
+def test_a_quaternion_survives_the_way_through_a_transform() -> None:
+    for q in np.random.default_rng(2).normal(size=(50, 4)):
+        T = rigid.transform_from_quaternion(q / np.linalg.norm(q), (1.0, 2.0, 3.0))
+        back = rigid.transform_from_quaternion(rigid.quaternion_from_transform(T), (1.0, 2.0, 3.0))
+        np.testing.assert_allclose(back, T, atol=1e-12)
