@@ -10,7 +10,7 @@ from export.deploy_graph import DeployGraph
 from perception.bundle import Bundle
 from perception.geometry import boxes as box_geometry
 from perception.model_inputs import ModelInputs
-from runtime.engines.base import ModelOutputs
+from runtime.engines.base import OUTPUT_NAMES, ModelOutputs
 from runtime.engines.onnx_engine import OnnxEngine
 
 MAX_ERROR = {
@@ -100,8 +100,8 @@ def compare(graph: DeployGraph, bundle: Bundle, frames: Sequence[ModelInputs]) -
 def run_torch(graph: DeployGraph, inputs: ModelInputs) -> ModelOutputs:
     """Run the graph in torch on one frame."""
     tensors = {f.name: torch.from_numpy(getattr(inputs, f.name)) for f in fields(inputs)}
-    boxes_ego, scores, labels, map_prob = (output.numpy() for output in graph(**tensors))
-    return ModelOutputs(boxes_ego=boxes_ego, scores=scores, labels=labels, map_prob=map_prob)
+    outputs = (output.numpy() for output in graph(**tensors))
+    return ModelOutputs(**dict(zip(OUTPUT_NAMES, outputs, strict=True)))
 
 
 def above_cut(outputs: ModelOutputs) -> np.ndarray:

@@ -32,7 +32,6 @@ from perception.model_inputs import TENSOR_NAMES, ModelInputs
 from perception.taxonomy import DETECTION_CLASSES
 
 PARITY_FILE = "parity.json"
-OUTPUT_NAMES = ("boxes_ego", "scores", "labels", "map_prob")
 VARIABLE_AXES = {
     "point_depth": "points",
     "point_feat": "points",
@@ -60,19 +59,24 @@ MEANINGS = {
 }
 
 
-def export_run(run: Path, out: Path, frames: list[ModelInputs], overwrite: bool = False) -> bool:
-    """Export a run into a bundle and compare it with torch.
+def export_checkpoint(
+    checkpoint: Checkpoint, out: Path, frames: list[ModelInputs], overwrite: bool = False
+) -> parity.ParityReport:
+    """Export a trained detector into a bundle and compare it with torch.
 
     Args:
-        run: Run folder with a checkpoint.
+        checkpoint: The detector, in evaluation mode.
         out: The bundle, a folder that appears when it is whole.
         frames: Real inputs for the parity table, besides noise and frames with sensors missing.
         overwrite: Replace an existing bundle.
 
     Returns:
-        Whether the exported file agrees with torch. If it does not, there is no bundle.
+        The comparison, which passed.
+
+    Raises:
+        InputError: The exported file disagrees with torch, and there is no bundle; or the folder
+            exists or cannot be made.
     """
-    checkpoint = load_checkpoint(run)
     graph = DeployGraph(checkpoint)
     noise = noise_frame(checkpoint.config.inputs)
     compared = [noise, *frames, *with_missing_sensors(frames[0] if frames else noise)]
@@ -92,7 +96,7 @@ def export_run(run: Path, out: Path, frames: list[ModelInputs], overwrite: bool 
         text = json.dumps(dataclasses.asdict(report), indent=2)
         atomic_file.write_text(folder / PARITY_FILE, text + "\n")
         write_manifest(folder)
-    return report.passed
+    return report
 
 
 def export_graph(graph: DeployGraph, example: ModelInputs) -> onnx.ModelProto:
@@ -115,7 +119,7 @@ def export_graph(graph: DeployGraph, example: ModelInputs) -> onnx.ModelProto:
             dynamo=True,
             opset_version=OPSET,
             input_names=list(TENSOR_NAMES),
-            output_names=list(OUTPUT_NAMES),
+            output_names=list(parity.OUTPUT_NAMES),
             dynamic_shapes=shapes,
             custom_translation_table={torch.ops.perception.bev_pool.default: bev_pool_node},
             verbose=False,
@@ -141,11 +145,13 @@ def model_card(checkpoint: Checkpoint, graph: DeployGraph, example: ModelInputs)
         map_grid=checkpoint.config.map_head.grid,
         num_boxes=checkpoint.config.box_head.num_boxes,
         input_tensors=tuple(_tensor_spec(name, getattr(example, name)) for name in TENSOR_NAMES),
-        output_tensors=tuple(_tensor_spec(name, getattr(outputs, name)) for name in OUTPUT_NAMES),
+        output_tensors=tuple(
+            _tensor_spec(name, getattr(outputs, name)) for name in parity.OUTPUT_NAMES
+        ),
     )
 
 
-def main() -> int:
+def main() -> None:
     """Read the command line, export, print the parity table."""
     parser = argparse.ArgumentParser(prog="to_onnx.py", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder made by train.py")
@@ -160,11 +166,10 @@ def main() -> int:
     if not arguments.run.is_dir():
         raise InputError(f"{arguments.run} is no folder: give a run folder made by train.py.")
     log = _parity_log(arguments.run, arguments.log, arguments.version)
-    spec = load_checkpoint(arguments.run).config.inputs
-    frames = log_frames(log, spec, arguments.frames) if log else []
-    passed = export_run(arguments.run, arguments.out, frames, arguments.overwrite)
+    checkpoint = load_checkpoint(arguments.run)
+    frames = log_frames(log, checkpoint.config.inputs, arguments.frames) if log else []
+    export_checkpoint(checkpoint, arguments.out, frames, arguments.overwrite)
     sys.stdout.write(f"bundle: {arguments.out}\n")
-    return 0 if passed else 1
 
 
 def _parity_log(run: Path, log: Path | None, version: str | None) -> NuScenesLog | None:

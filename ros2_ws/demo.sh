@@ -11,16 +11,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [ $# -ge 2 ] || { echo "error: usage: ros2_ws/demo.sh BUNDLE LOG [SCENE]" >&2; exit 2; }
 bundle=$(realpath "$1") log=$(realpath "$2") scene=${3:-}
 
-for tool in cmake make g++; do
-  command -v "$tool" > /dev/null || {
-    echo "ROS part SKIPPED: $tool was not found, so the message package cannot be built."
-    exit 0
-  }
-done
-bash "$root/ros2_ws/make_environment.sh"
-set +u
-. "$root/ros2_ws/install/setup.bash"
-set -u
+. "$root/ros2_ws/enter.sh"
 
 work=$(mktemp -d)
 programs=$root/ros2_ws/install/perception/lib/perception

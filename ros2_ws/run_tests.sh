@@ -13,15 +13,6 @@ BEV_TEST_BUNDLE=$(realpath "$1")
 export BEV_TEST_BUNDLE
 shift
 
-for tool in cmake make g++; do
-  command -v "$tool" > /dev/null || {
-    echo "ROS tests SKIPPED: $tool was not found, so the message package cannot be built."
-    exit 0
-  }
-done
-bash "$root/ros2_ws/make_environment.sh"
-set +u
-. "$root/ros2_ws/install/setup.bash"
-set -u
+. "$root/ros2_ws/enter.sh"
 cd "$root"
 exec "$root/.venv-ros/bin/python" -m pytest -m ros tests/test_ros "$@"

@@ -1,15 +1,12 @@
 """Run a detector in PyTorch on frames and give results as the car gives them."""
 
-import dataclasses
-
 import numpy as np
 import torch
 
 from perception.checkpoint import Checkpoint
-from perception.data.collate import collate_inputs
+from perception.data.collate import collate_inputs, to_device
 from perception.messages import Detections, MapMask, PerceptionResult, SensorFrame
 from perception.model_inputs import prepare_frame
-from perception.models.detector import InputTensors
 from perception.taxonomy import DETECTION_CLASSES
 
 
@@ -28,7 +25,7 @@ def predict(checkpoint: Checkpoint, frame: SensorFrame) -> PerceptionResult:
     prepared = prepare_frame(frame, config.inputs)
     device = next(detector.parameters()).device
     tensors = collate_inputs([prepared.inputs], config.inputs)
-    output = detector(_move(tensors, device))
+    output = detector(to_device(tensors, device))
     boxes, scores, labels = (x[0].cpu().numpy() for x in detector.box_head.decode(output.boxes))
     map_prob = torch.sigmoid(output.map_logits.float())[0, checkpoint.map_channels]
     return PerceptionResult(
@@ -49,8 +46,3 @@ def predict(checkpoint: Checkpoint, frame: SensorFrame) -> PerceptionResult:
         sensors_missing=prepared.sensors_missing,
         stage_ms={},
     )
-
-
-def _move(inputs: InputTensors, device: torch.device) -> InputTensors:
-    names = [field.name for field in dataclasses.fields(inputs)]
-    return InputTensors(**{name: getattr(inputs, name).to(device) for name in names})

@@ -1,12 +1,24 @@
 """Frames to a batch: lists and pillars are laid end to end, each frame's indices shifted."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from perception.model_inputs import InputSpec, ModelInputs
 from perception.models.detector import InputTensors
+
+Tensors = TypeVar("Tensors", bound=Any)
+
+
+def to_device(tensors: Tensors, device: torch.device) -> Tensors:
+    """Copy every field of a dataclass of tensors to a device."""
+    fields = dataclasses.fields(tensors)
+    return dataclasses.replace(
+        tensors, **{f.name: getattr(tensors, f.name).to(device) for f in fields}
+    )
 
 
 def collate_inputs(frames: Sequence[ModelInputs], spec: InputSpec) -> InputTensors:

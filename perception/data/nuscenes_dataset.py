@@ -1,15 +1,14 @@
 """Training samples: the inputs of a keyframe and what the heads should say of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TypeVar
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 from torch.utils.data import Dataset
 
-from perception.data.collate import collate_inputs
+from perception.data.collate import collate_inputs, to_device
 from perception.data.map_layers import MapLayers, MapRaster
 from perception.data.nuscenes_log import Annotations, NuScenesLog
 from perception.data.targets import FrameBoxTargets, box_targets
@@ -22,8 +21,6 @@ from perception.models.detector import InputTensors
 from perception.models.heads.center_head import BoxTargets
 from perception.models.heads.map_head import MapTargets
 from perception.taxonomy import DETECTION_CLASS_OF_CATEGORY, DETECTION_CLASSES
-
-Part = TypeVar("Part", InputTensors, BoxTargets, MapTargets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +43,9 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """Copy every tensor to a device."""
         return Batch(
-            **{part.name: _move(getattr(self, part.name), device) for part in fields(self)}
+            inputs=to_device(self.inputs, device),
+            boxes=to_device(self.boxes, device),
+            map=to_device(self.map, device),
         )
 
 
@@ -113,7 +112,3 @@ def ego_pose(frame: SensorFrame) -> Float64[np.ndarray, "4 4"]:
     if frame.T_global_ego is None:
         raise ValueError("the frame has no ego pose, expected one: a log's keyframes have")
     return frame.T_global_ego
-
-
-def _move(part: Part, device: torch.device) -> Part:
-    return type(part)(**{f.name: getattr(part, f.name).to(device) for f in fields(part)})

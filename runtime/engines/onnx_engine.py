@@ -49,8 +49,8 @@ class OnnxEngine:
         # again. Without plans a process with the tiny network needs 216 MiB instead of 333 MiB at
         # the same speed; without the arena too, it would be a fifth slower and need 255 MiB.
         options.enable_mem_pattern = False
-        # After a run its threads would spin on the cores that prepare the next frame: numpy's
-        # matrix products then wait for them (2 cores: 20 ms instead of 5 ms for the pool table).
+        # After a run its threads would spin on the cores that prepare the next frame (measured on
+        # two cores: 20 ms instead of 5 ms for the pool table).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(

@@ -10,12 +10,13 @@ import pytest
 from export import parity
 from export.deploy_graph import DeployGraph
 from export.parity_frames import log_frames, noise_frame, with_missing_sensors
-from export.to_onnx import OUTPUT_NAMES, export_run
+from export.to_onnx import export_checkpoint
 from perception.bundle import load_bundle
 from perception.checkpoint import load_checkpoint
 from perception.data.nuscenes_log import NuScenesLog
 from perception.errors import InputError
 from perception.model_inputs import TENSOR_NAMES
+from runtime.engines.base import OUTPUT_NAMES
 from runtime.engines.onnx_engine import OnnxEngine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -24,9 +25,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def bundle(small_run, small_log_root, tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "bundle"
-    spec = load_checkpoint(small_run).config.inputs
-    frames = log_frames(NuScenesLog(small_log_root), spec, 2)
-    assert export_run(small_run, out, frames)
+    checkpoint = load_checkpoint(small_run)
+    frames = log_frames(NuScenesLog(small_log_root), checkpoint.config.inputs, 2)
+    assert export_checkpoint(checkpoint, out, frames).passed
     return load_bundle(out)
 
 
@@ -82,7 +83,7 @@ def test_other_weights_fail_the_comparison_and_leave_nothing(
 
     monkeypatch.setattr(parity, "run_torch", torch_with_another_map)
     with pytest.raises(InputError, match="disagrees with torch"):
-        export_run(small_run, tmp_path / "bundle", [])
+        export_checkpoint(load_checkpoint(small_run), tmp_path / "bundle", [])
     assert "FAILED" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
