@@ -15,7 +15,7 @@ class DataConfig:
     version: str = ""
     """Folder of the tables, such as v1.0-mini; empty takes the only one that is there."""
     split: str
-    """Official split whose scenes are used, such as mini_train, or "all" scenes of the log."""
+    """Official or the log's own split whose scenes are used, such as mini_train, or "all"."""
     frames: Literal["all", "complete"]
     """All keyframes, or only those of which every sensor's file is whole."""
 
@@ -34,6 +34,9 @@ class OptimConfig:
     """Source: specs, base network section 9."""
     clip_norm: float = 35.0
     """Largest norm of the gradient. Source: same."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the convolutions; geometry, pooling and losses stay in fp32. bf16 halves a step
+    where the processor has instructions for it, and is slower where it has none."""
     box_weight: float = 1.0
     """Weight of the box head's losses."""
     map_weight: float = 1.0

@@ -85,7 +85,9 @@ def detector_losses(
     detector: BevDetector, batch: Batch, optim: OptimConfig
 ) -> dict[str, torch.Tensor]:
     """Loss of each head, and their weighted sum as "total"."""
-    output = detector(batch.inputs)
+    device_type = batch.inputs.images.device.type
+    with torch.autocast(device_type, torch.bfloat16, enabled=optim.precision == "bf16"):
+        output = detector(batch.inputs)
     boxes = detector.box_head.loss(output.boxes, batch.boxes)
     map_layers = detector.map_head.loss(output.map_logits, batch.map)
     losses = {**boxes, **map_layers}

@@ -67,6 +67,23 @@ def tiny() -> TrainConfig:
     )
 
 
+def tiny_lidar() -> TrainConfig:
+    """The tiny network without its camera branch: a third of the work."""
+    fusion = tiny()
+    detector = dataclasses.replace(
+        fusion.detector,
+        inputs=dataclasses.replace(fusion.detector.inputs, cameras=()),
+        image_encoder=None,
+        view_transform=None,
+    )
+    return dataclasses.replace(
+        fusion,
+        recipe="tiny_lidar",
+        detector=detector,
+        optim=dataclasses.replace(fusion.optim, sensor_dropout=0.0),
+    )
+
+
 def tiny_overfit() -> TrainConfig:
     """The tiny network on the complete keyframes of a log until it knows them by heart.
 
@@ -82,7 +99,7 @@ def tiny_overfit() -> TrainConfig:
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    recipe.__name__: recipe for recipe in (tiny, tiny_overfit)
+    recipe.__name__: recipe for recipe in (tiny, tiny_lidar, tiny_overfit)
 }
 
 

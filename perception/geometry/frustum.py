@@ -137,5 +137,6 @@ def _pixel_of_point(
     frustum: Frustum, height: int, width: int, num_cameras: int
 ) -> Int32[np.ndarray, " p"]:
     """Pixel index (cam, h, w) of each point index (cam, d, h, w)."""
-    pixels = np.arange(num_cameras * height * width, dtype=np.int32).reshape(num_cameras, 1, -1)
+    pixels = np.arange(num_cameras * height * width, dtype=np.int32)
+    pixels = pixels.reshape(num_cameras, 1, height * width)
     return np.repeat(pixels, frustum.num_depths, axis=1).reshape(-1)

@@ -5,7 +5,8 @@
     LiDAR sweeps --> pillars --> point encoder -------------------'                           |
                                                                        boxes, map <-----------'
 
-BEV tensors are `bev[b, c, y, x]` in the ego frame at the LiDAR stamp.
+BEV tensors are `bev[b, c, y, x]` in the ego frame at the LiDAR stamp. A network for the LiDAR
+alone has no camera branch.
 """
 
 from dataclasses import dataclass
@@ -30,15 +31,23 @@ class DetectorConfig:
 
     inputs: InputSpec
     """How sensor data becomes tensors."""
-    image_encoder: ImageEncoderConfig
-    view_transform: ViewTransformConfig
+    image_encoder: ImageEncoderConfig | None
+    """None where `inputs.cameras` is empty."""
+    view_transform: ViewTransformConfig | None
+    """Likewise."""
     point_encoder: PointEncoderConfig
     bev_encoder: BevEncoderConfig
     box_head: CenterHeadConfig
     map_head: MapHeadConfig
 
     def __post_init__(self) -> None:
-        """Refuse a frustum that does not follow the image encoder."""
+        """Refuse parts that do not fit together."""
+        wanted = bool(self.inputs.cameras)
+        if {wanted} != {self.image_encoder is not None, self.view_transform is not None}:
+            raise ValueError(
+                f"inputs.cameras are {self.inputs.cameras}, expected image_encoder and "
+                f"view_transform {'to be given' if wanted else 'to be None'}"
+            )
         if self.inputs.frustum.stride != ImageEncoder.stride:
             raise ValueError(
                 f"frustum stride is {self.inputs.frustum.stride}, the image encoder's is "
@@ -76,8 +85,8 @@ class BevDetector(nn.Module):
     def __init__(
         self,
         *,
-        image_encoder: ImageEncoder,
-        view_transform: ViewTransform,
+        image_encoder: ImageEncoder | None,
+        view_transform: ViewTransform | None,
         point_encoder: PillarEncoder,
         fusion: ConvFusion,
         bev_encoder: BevEncoder,
@@ -95,13 +104,16 @@ class BevDetector(nn.Module):
 
     def forward(self, x: InputTensors) -> DetectorOutput:
         """Run every part once; a sensor whose mask is 0 has no influence."""
-        feat_img = self.image_encoder(x.images, x.camera_mask)
-        bev_camera = self.view_transform(
-            feat_img, x.camera_mask, x.point_depth, x.point_feat, x.cell_start
-        )
         bev_lidar = self.point_encoder(
             x.pillar_points, x.pillar_num_points, x.pillar_cell, x.cell_pillar, x.lidar_mask
         )
+        if self.image_encoder is None or self.view_transform is None:
+            bev_camera = bev_lidar[:, :0]
+        else:
+            feat_img = self.image_encoder(x.images, x.camera_mask)
+            bev_camera = self.view_transform(
+                feat_img, x.camera_mask, x.point_depth, x.point_feat, x.cell_start
+            )
         bev = self.fusion(bev_camera, bev_lidar, x.camera_mask, x.lidar_mask)
         bev = self.bev_encoder(bev)
         return DetectorOutput(boxes=self.box_head(bev), map_logits=self.map_head(bev))
@@ -111,16 +123,22 @@ def build_detector(config: DetectorConfig) -> BevDetector:
     """Build a detector with random weights: the one function that knows the numbers."""
     bev_grid = config.inputs.bev
     c_bev = config.bev_encoder.channels
-    return BevDetector(
-        image_encoder=ImageEncoder(config.image_encoder),
-        view_transform=ViewTransform(
+    image_encoder = view_transform = None
+    c_camera = 0
+    if config.image_encoder is not None and config.view_transform is not None:
+        image_encoder = ImageEncoder(config.image_encoder)
+        c_camera = config.view_transform.channels
+        view_transform = ViewTransform(
             config.view_transform,
             config.image_encoder.channels,
             config.inputs.frustum.num_depths,
             bev_grid,
-        ),
+        )
+    return BevDetector(
+        image_encoder=image_encoder,
+        view_transform=view_transform,
         point_encoder=PillarEncoder(config.point_encoder, config.inputs.pillars.grid, bev_grid),
-        fusion=ConvFusion(config.view_transform.channels, config.point_encoder.channels, c_bev),
+        fusion=ConvFusion(c_camera, config.point_encoder.channels, c_bev),
         bev_encoder=BevEncoder(config.bev_encoder),
         box_head=CenterHead(config.box_head, c_bev, len(DETECTION_CLASSES), bev_grid),
         map_head=MapHead(config.map_head, c_bev, len(MAP_CLASSES), bev_grid),

@@ -12,7 +12,9 @@ class ConvFusion(nn.Module):
 
     A sensor that is masked enters as zeros: whatever its branch computed from nothing (biases,
     batch-norm offsets) is taken out again, so that the network can tell "nothing there" from "not
-    looked". Source: specs, base network section 7.
+    looked". A network without cameras has no camera channels.
+
+    Source: specs, base network section 7.
     """
 
     def __init__(self, c_camera: int, c_lidar: int, channels: int):
@@ -27,7 +29,7 @@ class ConvFusion(nn.Module):
         lidar_mask: Float[Tensor, "b 1"],
     ) -> Float[Tensor, "b c y x"]:
         """Fuse what the masks say is there."""
-        any_camera = camera_mask.amax(dim=1, keepdim=True)
+        any_camera = (camera_mask.sum(dim=1, keepdim=True) > 0).to(bev_camera)
         bev_camera = bev_camera * any_camera[:, :, None, None]
         bev_lidar = bev_lidar * lidar_mask[:, :, None, None]
         return self.mix(torch.cat([bev_camera, bev_lidar], dim=1))

@@ -165,3 +165,27 @@ def test_one_pillar_lands_in_its_own_cell(detector):
     assert set(columns.tolist()) <= set(range(20, 25))
     assert set(rows.tolist()) <= set(range(12, 16))
     assert len(rows) > 0
+
+
+def test_a_network_without_cameras_sees_the_lidar():
+    config = dataclasses.replace(
+        CONFIG,
+        inputs=dataclasses.replace(SPEC, cameras=()),
+        image_encoder=None,
+        view_transform=None,
+    )
+    torch.manual_seed(0)
+    lidar_only = build_detector(config).eval()
+    frame = noise_frame(config.inputs)
+    assert frame.images.shape[0] == 0
+    with torch.no_grad():
+        seen = lidar_only(collate_inputs([frame], config.inputs))
+        empty = lidar_only(collate_inputs([with_missing_sensors(frame)[0]], config.inputs))
+    assert torch.isfinite(seen.map_logits).all()
+    assert not torch.equal(seen.map_logits, empty.map_logits)
+
+
+@pytest.mark.parametrize("missing", ["image_encoder", "view_transform"])
+def test_cameras_without_a_camera_branch_are_refused(missing):
+    with pytest.raises(ValueError, match="expected image_encoder and view_transform to be given"):
+        dataclasses.replace(CONFIG, **{missing: None})

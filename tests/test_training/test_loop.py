@@ -112,3 +112,17 @@ def test_one_cycle_rises_in_a_line_and_falls_to_nothing():
     assert shares[6] == pytest.approx(0.5)
     assert shares[10] == pytest.approx(0.0)
     assert one_cycle(0, 1) == 1.0
+
+
+def test_half_precision_changes_the_losses_a_little_only(dataset, tmp_path):
+    optim = dataclasses.replace(CONFIG.optim, precision="bf16")
+    for name, config in (
+        ("fp32", CONFIG),
+        ("bf16", dataclasses.replace(CONFIG, optim=optim)),
+    ):
+        (tmp_path / name).mkdir()
+        train(config, dataset, tmp_path / name)
+    full, half = loss_curve(tmp_path / "fp32"), loss_curve(tmp_path / "bf16")
+    assert half != full
+    # bfloat16 has 8 bits: a relative error of 2^-8 per product, less in the mean
+    assert half[0] == pytest.approx(full[0], rel=0.01)
