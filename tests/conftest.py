@@ -31,6 +31,17 @@ def small_log_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_log(tmp_path_factory.mktemp("log") / "nuscenes")
 
 
+@pytest.fixture(scope="session")
+def synthetic_log_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two generated scenes, one of mini_train and one of mini_val: nobody may change them."""
+    from synthetic_log import SMALLEST
+
+    from perception.synthetic.generator import generate_log
+
+    root = tmp_path_factory.mktemp("synthetic") / "log"
+    return generate_log(root, SMALLEST, workers=2).root
+
+
 @pytest.fixture
 def own_log_root(small_log_root: Path, tmp_path: Path) -> Path:
     """A copy of the small log that a test may damage."""
