@@ -1,19 +1,16 @@
 # Developer commands. `make help` lists them; each one sets up what it needs.
 
 PYTHON ?= python3
-# A nuScenes log for the demo and for the tests that need real data.
+# A real nuScenes log, for the tests that need one.
 LOG ?= $(or $(BEV_REAL_LOG),../shared/data/nuscenes_real)
-RUN ?= runs/demo
-BUNDLE ?= bundles/demo
-# Scene that the ROS part of the demo plays; empty: the first. This one is in v1.0-mini too.
-SCENE ?= scene-0103
+DEMO := runs/demo
 
 BIN := .venv/bin
 SHAPES := --jaxtyping-packages=perception,beartype.beartype
 TEST_BUNDLE := build/test_bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-gpu bench ros demo clean
+.PHONY: help setup check format test test-slow test-gpu bench bench-synthetic ros demo clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -59,18 +56,24 @@ test-gpu: .venv/.done ## what needs CUDA or TensorRT
 bench: .venv/.done $(TEST_BUNDLE) ## time of the car's pipeline by stage, on a full-size real frame
 	@$(BIN)/python tests/benchmark_pipeline.py $(TEST_BUNDLE) --log $(LOG)
 
+bench-synthetic: .venv/.done ## speed and memory of making a synthetic log
+	@$(BIN)/python tests/benchmark_synthetic.py
+
 ros: ## make .venv-ros and build the ROS 2 workspace
 	@PYTHON=$(PYTHON) bash ros2_ws/make_environment.sh
 
-demo: .venv/.done ## train, evaluate, export and replay on LOG, then run the ROS 2 node on it
-	@test -d $(LOG) || { echo "error: there is no nuScenes log at $(LOG): pass LOG=ROOT," \
-	  "the folder that holds v1.0-*/, samples/ and maps/."; exit 2; }
-	$(BIN)/python training/train.py tiny_overfit --data.log $(LOG) --out $(RUN) --overwrite
-	$(BIN)/python training/evaluate.py $(RUN) --log $(LOG) --split all --frames complete --pictures 2
-	$(BIN)/python export/to_onnx.py $(RUN) --out $(BUNDLE) --overwrite
-	$(BIN)/python runtime/replay.py $(BUNDLE) --log $(LOG) --out $(RUN)/replay
-	PYTHON=$(PYTHON) bash ros2_ws/demo.sh $(BUNDLE) $(LOG) $(SCENE)
-	@echo "pictures: $(RUN)/evaluation/*.png   reports: $(RUN)/evaluation, $(BUNDLE), $(RUN)/replay"
+# The drive that is replayed lies in another world (seed) than the log that is trained on.
+demo: .venv/.done ## the whole way on synthetic data: log, train, evaluate, export, replay, ROS 2, one page
+	@mkdir -p $(DEMO)
+	$(BIN)/python -m perception.synthetic $(DEMO)/log --preset small --overwrite
+	$(BIN)/python -m perception.synthetic $(DEMO)/drive --preset small --scenes 1 --keyframes 13 \
+	  --sweeps 10 --camera-sweeps --seed 7 --overwrite
+	$(BIN)/python training/train.py tiny_demo --data.log $(DEMO)/log --out $(DEMO)/run --overwrite
+	$(BIN)/python training/evaluate.py $(DEMO)/run --log $(DEMO)/log --split mini_val --pictures 2
+	$(BIN)/python export/to_onnx.py $(DEMO)/run --out $(DEMO)/bundle --overwrite
+	$(BIN)/python runtime/replay.py $(DEMO)/bundle --log $(DEMO)/drive --out $(DEMO)/replay
+	PYTHON=$(PYTHON) bash ros2_ws/demo.sh $(DEMO)/bundle $(DEMO)/drive scene-0061 > $(DEMO)/ros2.txt
+	@$(BIN)/python demo_page.py $(DEMO)
 
 clean: ## remove what the commands made, environments excepted
 	@rm -rf build runs bundles ros2_ws/build ros2_ws/install ros2_ws/log

@@ -84,6 +84,15 @@ def tiny_lidar() -> TrainConfig:
     )
 
 
+def tiny_demo() -> TrainConfig:
+    """The tiny network for as long as a demo may take: shows the way, not what can be reached."""
+    return dataclasses.replace(
+        tiny(),
+        recipe="tiny_demo",
+        optim=OptimConfig(steps=160, batch_size=2, lr=2e-3, sensor_dropout=0.05),
+    )
+
+
 def tiny_overfit() -> TrainConfig:
     """The tiny network on the complete keyframes of a log until it knows them by heart.
 
@@ -99,7 +108,7 @@ def tiny_overfit() -> TrainConfig:
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    recipe.__name__: recipe for recipe in (tiny, tiny_lidar, tiny_overfit)
+    recipe.__name__: recipe for recipe in (tiny, tiny_lidar, tiny_demo, tiny_overfit)
 }
 
 

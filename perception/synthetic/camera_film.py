@@ -46,7 +46,7 @@ def develop(
         noise = tile[first : first + rows.stop - begin]
         whole = noise[:, left : left + width] if width <= tile.shape[1] else noise[:, columns]
         cv2.scaleAdd(whole, conditions.noise, light, light)
-        light += np.float32(128 * (1 - conditions.contrast))
+        np.add(light, np.float32(128 * (1 - conditions.contrast)), out=light)
         np.maximum(light, 0, out=light)
         cv2.convertScaleAbs(light, picture[rows])
     return picture

@@ -148,7 +148,7 @@ def _night(rng: np.random.Generator) -> Conditions:
         sun_azimuth=_azimuth(rng),
         sun_elevation=_between(rng, 0.5, 1.0),
         sunlight=0.0,
-        skylight=_between(rng, 0.26, 0.36),
+        skylight=_between(rng, 0.34, 0.46),
         tint_rgb=(_between(rng, 1.0, 1.08), 0.98, _between(rng, 0.86, 0.98)),
         sky_top_rgb=_color(rng, (12, 15, 26), 4),
         sky_horizon_rgb=_color(rng, (44, 42, 50), 8),

@@ -60,8 +60,8 @@ def paint_ground(
         gain = cv2.cvtColor(light[part] * clear, cv2.COLOR_GRAY2RGB)
         ground = cv2.multiply(texture[part], gain, dtype=cv2.CV_32F)
         np.subtract(1, clear, out=clear)
-        ground += cv2.merge([clear * np.float32(value) for value in conditions.sky_horizon_rgb])
-        painted = cv2.cvtColor(cv2.convertScaleAbs(ground), cv2.COLOR_RGB2RGBA)
+        haze = cv2.merge([clear * np.float32(value) for value in conditions.sky_horizon_rgb])
+        painted = cv2.cvtColor(cv2.convertScaleAbs(cv2.add(ground, haze)), cv2.COLOR_RGB2RGBA)
         if mirrored is not None:
             weight = _mirror_share(frame, part, is_ground.shape[1], conditions.wetness)
             above = mirrored[part.start - top : part.stop - top]

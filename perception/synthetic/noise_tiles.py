@@ -30,8 +30,12 @@ class NoiseTiles:
 def noise_tiles() -> NoiseTiles:
     """The tiles; they depend on nothing."""
     rng = stream(0, "noise tiles")
-    fine = sum(_smooth_noise(rng, TILE_SIZE // cells) * cells**0.5 for cells in (1, 2, 4, 8))
-    soft = sum(_smooth_noise(rng, 512 // cells) * cells for cells in (8, 16, 32, 64, 128))
+    fine = np.sum(
+        [_smooth_noise(rng, TILE_SIZE // cells) * cells**0.5 for cells in (1, 2, 4, 8)], axis=0
+    )
+    soft = np.sum(
+        [_smooth_noise(rng, 512 // cells) * cells for cells in (8, 16, 32, 64, 128)], axis=0
+    )
     brightness = rng.standard_normal((*_SENSOR_SHAPE, 1), dtype=np.float32)
     color = rng.standard_normal((*_SENSOR_SHAPE, 3), dtype=np.float32)
     sensor = 0.85 * brightness + (1 - 0.85**2) ** 0.5 * color

@@ -67,7 +67,7 @@ def label_pixels(
         )
     # The last two entries serve GROUND and NOTHING, which are the indices -1 and -2.
     sky = SEMANTIC_CLASSES.index("sky")
-    semantic = np.append(primitives.semantic, np.uint8([sky, sky]))[cast.primitive]
+    semantic = np.append(primitives.semantic, np.array([sky, sky], np.uint8))[cast.primitive]
     owner = np.concatenate([np.maximum(primitives.object_index, -1) + 1, [0, 0]])
     instance = owner.astype(np.uint16)[cast.primitive]
     drivable_mask = np.zeros(cast.primitive.shape, bool)
@@ -162,14 +162,12 @@ def _boxes(
     """Objects that are seen, and the boxes around their pixels."""
     v, u = np.nonzero(instance)
     ids, slot = np.unique(instance[v, u], return_inverse=True)
-    boxes_px = np.empty((len(ids), 4), np.int32)
-    for column, (place, reduce, beyond) in enumerate(
-        ((u, np.minimum, 0), (v, np.minimum, 0), (u, np.maximum, 1), (v, np.maximum, 1))
-    ):
-        edge = np.full(len(ids), np.iinfo(np.int32).max if beyond == 0 else -1, np.int64)
-        reduce.at(edge, slot, place)
-        boxes_px[:, column] = edge + beyond
-    return ids.astype(np.int32) - 1, boxes_px
+    low = np.full((len(ids), 2), np.iinfo(np.int32).max, np.int32)
+    high = np.full((len(ids), 2), -1, np.int32)
+    for column, place in enumerate((u, v)):
+        np.minimum.at(low[:, column], slot, place)
+        np.maximum.at(high[:, column], slot, place)
+    return ids.astype(np.int32) - 1, np.concatenate([low, high + 1], axis=1)
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -189,7 +189,7 @@ def _fill(
         points = fixed[k]
         if nearest[k] <= _NEAR:
             points = _fixed_point(_cut(homogeneous[k], rows.start))
-        cv2.fillConvexPoly(mask, cv2.convexHull(points), value, cv2.LINE_AA, _SUBPIXEL_BITS)
+        cv2.fillConvexPoly(mask, cv2.convexHull(points), (value,), cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def _fixed_point(pixels: Float64[np.ndarray, "*n 2"]) -> Int32[np.ndarray, "*n 2"]:
@@ -208,10 +208,13 @@ def _cut(homogeneous: Float64[np.ndarray, "c 3"], first_row: int) -> Float64[np.
 
 
 def _soften(mask: UInt8[np.ndarray, "h w"]) -> None:
-    """Blur, more so where the ground is near."""
-    half = len(mask) // 3
-    width = mask.shape[1]
-    for part, edge in ((mask[:half], width / 500), (mask[half:], width / 180)):
-        size = 2 * round(edge) + 1
-        if part.size and size > 1:
-            part[:] = cv2.blur(part, (size, size))
+    """Blur in place, the more the nearer the ground, which is in the lower rows."""
+    height, width = mask.shape
+    far, near = (
+        cv2.blur(mask, (size, size)).astype(np.float32)
+        for size in (2 * round(width / share) + 1 for share in (700, 180))
+    )
+    near -= far
+    near *= np.linspace(0, 1, height, dtype=np.float32)[:, None]
+    far += near
+    mask[:] = far
