@@ -256,3 +256,16 @@ def test_a_real_log_keeps_its_stamps_offsets_and_gaps(
         assert "old" in record["sensors_missing"][LIDAR]
     assert report["missing_files"][LIDAR] == 5
     assert all(frame.T_global_ego is not None for frame in frames)
+
+
+def test_a_synthetic_log_replays_as_any_other(
+    toy_bundle: Path, synthetic_log_root: Path, tmp_path: Path
+) -> None:
+    run = [toy_bundle, "--log", synthetic_log_root, "--scene", "scene-0103", "--speed", 0]
+    done = run_cli(*run, "--out", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    report, _ = outputs(tmp_path / "a")
+    # 4 keyframes, 2 sweeps each but for the last
+    assert report["messages"] == {**dict.fromkeys(sorted(CAMERAS), 4), LIDAR: 7}
+    assert report["missing_files"] == {}
+    assert report["frames_out"] >= 4
