@@ -45,6 +45,8 @@ def main() -> None:
         default=Command(config=recipe),
         args=sys.argv[2:],
         prog=f"train.py {sys.argv[1]}",
+        # a part that a recipe lacks is no subcommand: the recipe has decided
+        config=(tyro.conf.AvoidSubcommands,),
     )
     run_training(command.config, Path(command.out) if command.out else None, command.overwrite)
 

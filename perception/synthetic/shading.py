@@ -156,7 +156,7 @@ def _shade(
         light += lamps.at_points(points_level, -frame.height)
     light *= 1 + surface_grain(face) * chunk.spread(groups.grain)
     glow = chunk.spread(primitives.glow[groups.rows])
-    light += 0
+    np.maximum(light, glow, out=light)
 
     first_color = primitives.colors_rgb[groups.rows, 0].astype(np.float32)
     rgb = np.stack([chunk.spread(channel) for channel in first_color.T])
