@@ -128,7 +128,7 @@ class SceneWriter:
             return scene_tables(self.plan, self.config, self.script, shots, sightings)
 
     def _sweep(self, shot: Shot, sightings: Sightings) -> None:
-        T_global_lidar = self._T_global_sensor(shot, rig.T_ego_lidar())
+        T_global_lidar = self._T_global_ego(shot) @ rig.T_ego_lidar()
         primitives = self._primitives(shot, T_global_lidar, rig.LIDAR_RANGE)
         with self.times.stage("LiDAR"):
             scan = scan_lidar(
@@ -145,7 +145,8 @@ class SceneWriter:
         self._store(shot, np.ascontiguousarray(scan.points_lidar, "<f4").tobytes())
 
     def _image(self, shot: Shot, sightings: Sightings) -> None:
-        T_global_cam = self._T_global_sensor(shot, rig.T_ego_cam(shot.sensor))
+        T_global_ego = self._T_global_ego(shot)
+        T_global_cam = T_global_ego @ rig.T_ego_cam(shot.sensor)
         view = CameraView(
             K_cam=rig.intrinsics(
                 shot.sensor, self.config.image_width_px, self.config.image_height_px
@@ -165,6 +166,7 @@ class SceneWriter:
                 view,
                 self.script.conditions,
                 self._random(shot),
+                T_global_ego,
             )
         with self.times.stage("JPEG"):
             content = simplejpeg.encode_jpeg(rgb, quality=JPEG_QUALITY, colorsubsampling="420")
@@ -181,9 +183,9 @@ class SceneWriter:
                 for ending, content in encode_labels(labels).items():
                     path.with_suffix(f".{ending}").write_bytes(content)
 
-    def _T_global_sensor(self, shot: Shot, T_ego_sensor: np.ndarray) -> np.ndarray:  # noqa: N802
+    def _T_global_ego(self, shot: Shot) -> np.ndarray:  # noqa: N802
         (T_global_ego,) = ego_transforms(self.script, np.array([self._time(shot)]))
-        return T_global_ego @ T_ego_sensor
+        return T_global_ego
 
     def _primitives(self, shot: Shot, T_global_sensor: np.ndarray, radius: float) -> Primitives:
         with self.times.stage("poses"):

@@ -103,13 +103,8 @@ def test_point_counts_are_those_of_the_file(synthetic_log_root):
 def test_velocities_are_the_differences_of_the_track(script, synthetic_log_root):
     log = NuScenesLog(synthetic_log_root)
     nusc = NuScenes("v1.0-mini", str(synthetic_log_root), verbose=False)
-    first, second, third, _ = log.keyframe_tokens("scene-0103")
-    before, now, after = (log.annotations(token) for token in (first, second, third))
-    position = {
-        nusc.get("sample_annotation", token)["instance_token"]: box[:2]
-        for annotations in (before, after)
-        for token, box in zip(annotations.tokens, annotations.boxes_global, strict=True)
-    }
+    _, second, _, _ = log.keyframe_tokens("scene-0103")
+    now = log.annotations(second)
     speeds = []
     for token, box in zip(now.tokens, now.boxes_global, strict=True):
         official = nusc.box_velocity(token)[:2]
@@ -121,7 +116,6 @@ def test_velocities_are_the_differences_of_the_track(script, synthetic_log_root)
         ends = [nusc.get("sample_annotation", record[side]) for side in ("prev", "next")]
         step = np.subtract(ends[1]["translation"], ends[0]["translation"])[:2]
         np.testing.assert_allclose(official, step, atol=1e-5)  # keyframes 1 s apart
-    assert len(position) > 10
     assert max(speeds) > 2.0
     assert np.median(speeds) < 0.2  # most objects are parked or stand
 
