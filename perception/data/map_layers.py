@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Float64
-from nuscenes.map_expansion.map_api import NuScenesMap
 from nuscenes.utils.map_mask import MapMask
 
+from perception.data.expansion_raster import expansion_map
 from perception.data.nuscenes_log import NuScenesLog
 from perception.geometry import rigid
 from perception.geometry.grid import BevGrid
@@ -74,16 +74,8 @@ class MapLayers:
         return on_mask.reshape(self.grid.ny, self.grid.nx).astype(np.float32)
 
     def _from_expansion(self, location: str, T_global_ego: Float64[np.ndarray, "4 4"]) -> MapRaster:
-        grid = self.grid
-        center_ego = np.array([[(grid.x_min + grid.x_max) / 2, (grid.y_min + grid.y_max) / 2, 0.0]])
-        center = rigid.apply(T_global_ego, center_ego)[0]
         names = [name for layers in EXPANSION_LAYERS.values() for name in layers]
-        rasters = _map_expansion(self.log.root, location).get_map_mask(
-            (center[0], center[1], grid.y_max - grid.y_min, grid.x_max - grid.x_min),
-            float(np.rad2deg(rigid.yaw_of(T_global_ego))),
-            names,
-            (grid.ny, grid.nx),
-        )
+        rasters = expansion_map(self.log.root, location).rasters(names, T_global_ego, self.grid)
         of = dict(zip(names, rasters, strict=True))
         mask = [np.any([of[n] for n in EXPANSION_LAYERS[layer]], axis=0) for layer in MAP_CLASSES]
         return MapRaster(
@@ -94,8 +86,3 @@ class MapLayers:
 @lru_cache(maxsize=4)
 def _map_picture(path: Path) -> MapMask:
     return MapMask(str(path), resolution=MAP_PICTURE_RESOLUTION)
-
-
-@lru_cache(maxsize=4)
-def _map_expansion(root: Path, location: str) -> NuScenesMap:
-    return NuScenesMap(dataroot=str(root), map_name=location)

@@ -66,7 +66,7 @@ def pose(x, y, yaw):
 
 def test_layers_of_the_expansion_lie_where_the_car_sees_them(expansion):
     # the car stands at (102, 236) and looks along +y: ego x = y - 236, ego y = 102 - x (a little
-    # off, because the devkit fails where an edge lies exactly on the border of the patch).
+    # off, so that no edge lies exactly between two cells).
     # Road: ego y -6..2 -> rows 0..15 of 24, all columns. Crossing: ego x 4..8 -> columns 28..35.
     raster = expansion.at("scene-0103", pose(102.01, 236.01, np.pi / 2))
     assert raster.labelled.tolist() == [1.0] * 6
