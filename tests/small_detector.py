@@ -35,7 +35,7 @@ def small_config() -> DetectorConfig:
         ),
         view_transform=ViewTransformConfig(channels=8),
         point_encoder=PointEncoderConfig(pillar_channels=8, channels=16),
-        bev_encoder=BevEncoderConfig(channels=16, coarse_channels=16, num_blocks=1),
+        bev_encoder=BevEncoderConfig(channels=16, coarse_channels=(16, 16), num_blocks=1),
         box_head=CenterHeadConfig(channels=16, num_boxes=50),
         map_head=MapHeadConfig(
             channels=8, grid=BevGrid(x_min=-50.0, x_max=50.0, y_min=-50.0, y_max=50.0, cell=2.0)

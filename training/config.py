@@ -60,6 +60,6 @@ class TrainConfig:
     num_threads: int = 0
     """CPU threads of torch; 0 leaves torch's choice."""
     cache_samples: bool = False
-    """Keep prepared samples in memory (30 MB each with the tiny network)."""
+    """Keep prepared samples in memory (5 MB each with the tiny network)."""
     num_workers: int = 2
     """Processes that prepare samples; not used with cache_samples."""

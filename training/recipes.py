@@ -53,7 +53,7 @@ def tiny() -> TrainConfig:
         ),
         view_transform=ViewTransformConfig(channels=32),
         point_encoder=PointEncoderConfig(pillar_channels=32, channels=48),
-        bev_encoder=BevEncoderConfig(channels=48, coarse_channels=96, num_blocks=2),
+        bev_encoder=BevEncoderConfig(channels=48, coarse_channels=(96, 96), num_blocks=2),
         box_head=CenterHeadConfig(channels=48, num_boxes=200),
         map_head=MapHeadConfig(
             channels=32, grid=BevGrid(x_min=-50.0, x_max=50.0, y_min=-50.0, y_max=50.0, cell=0.5)
@@ -63,7 +63,7 @@ def tiny() -> TrainConfig:
         recipe="tiny",
         detector=detector,
         data=DataConfig(split="mini_train", frames="all"),
-        optim=OptimConfig(steps=4000, batch_size=4, lr=2e-3, sensor_dropout=0.1),
+        optim=OptimConfig(steps=1200, batch_size=2, lr=2e-3, map_weight=10.0, sensor_dropout=0.1),
     )
 
 

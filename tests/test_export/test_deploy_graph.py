@@ -1,3 +1,4 @@
+import numpy as np
 import torch
 
 from export.deploy_graph import DeployGraph
@@ -19,7 +20,8 @@ def test_the_graph_gives_the_detector_s_boxes_and_its_trained_layers(small_run):
     assert checkpoint.trained_map_classes == ("drivable_area", "walkway")
     for channel, name in enumerate(checkpoint.trained_map_classes):
         expected = prob[MAP_CLASSES.index(name)].numpy()
-        assert (outputs.map_prob[channel] == expected).all()
+        # torch's sigmoid rounds a row's last few pixels otherwise than the vectors before them
+        np.testing.assert_allclose(outputs.map_prob[channel], expected, rtol=0, atol=1e-7)
     assert (outputs.boxes_ego == boxes[0].numpy()).all()
     assert (outputs.scores == scores[0].numpy()).all()
     assert (outputs.labels == labels[0].numpy()).all()
