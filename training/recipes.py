@@ -63,7 +63,7 @@ def tiny() -> TrainConfig:
         recipe="tiny",
         detector=detector,
         data=DataConfig(split="mini_train", frames="all"),
-        optim=OptimConfig(steps=1200, batch_size=2, lr=2e-3, map_weight=10.0, sensor_dropout=0.1),
+        optim=OptimConfig(steps=1150, batch_size=2, lr=3e-3, map_weight=10.0, sensor_dropout=0.1),
     )
 
 
