@@ -86,10 +86,13 @@ def tiny_lidar() -> TrainConfig:
 
 def tiny_demo() -> TrainConfig:
     """The tiny network for as long as a demo may take: shows the way, not what can be reached."""
+    longer = tiny()
     return dataclasses.replace(
-        tiny(),
+        longer,
         recipe="tiny_demo",
-        optim=OptimConfig(steps=160, batch_size=2, lr=2e-3, sensor_dropout=0.05),
+        data=DataConfig(split="synthetic_train", frames="all"),
+        optim=dataclasses.replace(longer.optim, steps=260),
+        cache_samples=True,
     )
 
 
