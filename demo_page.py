@@ -73,7 +73,7 @@ def _parity(report: dict[str, Any]) -> list[str]:
     worst = max(report["rows"], key=lambda row: row["max_error"] / row["bound"])
     return [
         f"export    {report['num_matched']} of {report['num_boxes']} boxes of torch found again in "
-        f"{report['num_frames']} frames by ONNX Runtime",
+        f"{report['num_frames']} frames by ONNX Runtime, {report['num_ties']} ties left out",
         f"          worst output: {worst['output']}, off by {worst['max_error']:.0e}, allowed "
         f"{worst['bound']:.0e}",
     ]

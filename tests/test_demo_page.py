@@ -28,6 +28,7 @@ REPORTS = {
         "num_frames": 8,
         "num_boxes": 12,
         "num_matched": 12,
+        "num_ties": 0,
     },
     "replay/replay.json": {
         "latency": {"engine": {"p50_ms": 100.0, "p95_ms": 120.0, "max_ms": 130.0}},

@@ -1,7 +1,19 @@
 import numpy as np
 import pytest
+import torch
 
-from export.parity import ParityReport, ParityRow, frame_errors, match_boxes
+from export.deploy_graph import DeployGraph
+from export.parity import (
+    ParityReport,
+    ParityRow,
+    decided,
+    frame_errors,
+    match_boxes,
+    run_with_leads,
+)
+from export.parity_frames import noise_frame
+from perception.checkpoint import load_checkpoint
+from perception.data.collate import collate_inputs
 from runtime.engines.base import ModelOutputs
 
 
@@ -20,14 +32,40 @@ def outputs(centers, labels, scores, yaw=0.0):
 def test_boxes_are_matched_whatever_their_order_and_by_class():
     a = outputs([(0, 0), (5, 5), (9, 9), (1, 1)], [1, 2, 3, 0], [0.9, 0.8, 0.7, 0.1])
     b = outputs([(5.01, 5), (0, 0.01), (9, 9), (1, 1)], [2, 1, 4, 0], [0.8, 0.9, 0.7, 0.1])
-    # the third has another class; the last is at the cut
-    assert sorted(match_boxes(a, b)) == [(0, 1), (1, 0)]
+    # the third has another class; the last is left out
+    assert sorted(match_boxes(a, b, np.array([True, True, True, False]))) == [(0, 1), (1, 0)]
+
+
+def test_a_box_at_the_end_of_either_list_or_level_with_a_neighbour_is_a_tie():
+    a = outputs([(k, 0) for k in range(4)], [0] * 4, [0.9, 0.5, 0.3, 0.2])
+    b = outputs([(k, 0) for k in range(4)], [0] * 4, [0.9, 0.5, 0.4, 0.3])
+    # 0.3 is the last of the file's boxes; the second leads its neighbours by rounding alone
+    lead = np.array([0.1, 1e-7, 0.1, 0.1], np.float32)
+    assert decided(a, b, lead).tolist() == [True, False, False, False]
+
+
+def test_the_lead_of_a_peak_is_over_the_cells_around_it(small_run):
+    checkpoint = load_checkpoint(small_run)
+    frame = noise_frame(checkpoint.config.inputs)
+    graph = DeployGraph(checkpoint)
+    with torch.no_grad():
+        raw = checkpoint.detector(collate_inputs([frame], checkpoint.config.inputs))
+    score = torch.sigmoid(raw.boxes.heatmap_logits[0]).numpy()
+    scores, labels, cell = (x[0].numpy() for x in checkpoint.detector.box_head.peaks(raw.boxes))
+    outputs, lead = run_with_leads(graph, frame)
+    assert (outputs.scores == scores).all()
+    for k in range(0, len(scores), 7):
+        row, column = divmod(int(cell[k]), score.shape[2])
+        rows = slice(max(row - 1, 0), row + 2)
+        patch = score[labels[k], rows, max(column - 1, 0) : column + 2].ravel()
+        second = np.sort(patch)[-2]
+        assert lead[k] == pytest.approx(scores[k] - second, abs=1e-7)
 
 
 def test_yaw_wraps_round():
     a = outputs([(0, 0), (50, 50)], [0, 0], [0.9, 0.1], yaw=np.pi - 0.001)
     b = outputs([(0, 0), (50, 50)], [0, 0], [0.9, 0.1], yaw=-np.pi + 0.001)
-    errors = frame_errors(a, b, match_boxes(a, b))
+    errors = frame_errors(a, b, match_boxes(a, b, np.array([True, False])))
     assert errors["yaw [rad]"] == pytest.approx(0.002, abs=1e-5)
 
 
@@ -38,5 +76,7 @@ def test_yaw_wraps_round():
 )  # fmt: skip
 def test_what_passes(error, matched, boxes, passed):
     row = ParityRow(output="map_prob", max_error=error, bound=1e-4)
-    report = ParityReport(rows=(row,), num_frames=1, num_boxes=boxes, num_matched=matched)
+    report = ParityReport(
+        rows=(row,), num_frames=1, num_boxes=boxes, num_matched=matched, num_ties=5
+    )
     assert report.passed is passed

@@ -89,15 +89,20 @@ class CenterHead(nn.Module):
         Returns:
             Boxes in the ego frame (columns as `perception.geometry.boxes`), scores 0..1, labels.
         """
-        score = torch.sigmoid(output.heatmap_logits.float())
-        is_peak = score == F.max_pool2d(score, kernel_size=3, stride=1, padding=1)
-        ny, nx = score.shape[2:]
-        scores, index = (score * is_peak).flatten(1).topk(self.num_boxes, dim=1)
-        labels = index // (ny * nx)
-        cell = index % (ny * nx)
+        scores, labels, cell = self.peaks(output)
         code = output.code.float().flatten(2).transpose(1, 2)
         code = code.gather(1, cell.unsqueeze(-1).expand(-1, -1, len(CODE_COLUMNS)))
         return decode_boxes(code, cell, self.grid), scores, labels
+
+    def peaks(
+        self, output: CenterHeadOutput
+    ) -> tuple[Float[Tensor, "b n"], Int[Tensor, "b n"], Int[Tensor, "b n"]]:
+        """Scores, labels and flat cells of the highest peaks, best first."""
+        score = torch.sigmoid(output.heatmap_logits.float())
+        is_peak = score == F.max_pool2d(score, kernel_size=3, stride=1, padding=1)
+        num_cells = score.shape[2] * score.shape[3]
+        scores, index = (score * is_peak).flatten(1).topk(self.num_boxes, dim=1)
+        return scores, index // num_cells, index % num_cells
 
     def loss(self, output: CenterHeadOutput, targets: BoxTargets) -> dict[str, Float[Tensor, ""]]:
         """Focal loss on the heatmap and L1 on the codes of the labelled frames."""
