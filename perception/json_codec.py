@@ -43,8 +43,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (kind,) = (a for a in arguments if a is not type(None))
-        return _decode(kind, value, where)
+        return _decode(_member(arguments, value, where), value, where)
     if origin is typing.Literal:
         if value not in arguments:
             raise InputError(f"{where} is {value!r}, expected one of {', '.join(arguments)}.")
@@ -69,6 +68,18 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         raise InputError(f"{where} is {value!r}, expected an int.")
     _expect(value, kind, where)
     return value
+
+
+def _member(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+    """The type of a union that a value is of: dataclasses are told apart by their field `kind`."""
+    members = [a for a in arguments if a is not type(None)]
+    if len(members) == 1:
+        return members[0]
+    of_kind = {typing.get_args(typing.get_type_hints(m)["kind"])[0]: m for m in members}
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind not in of_kind:
+        raise InputError(f"{where} is of kind {kind!r}, expected one of {', '.join(of_kind)}.")
+    return of_kind[kind]
 
 
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:

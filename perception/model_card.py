@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from perception.geometry.grid import BevGrid
 from perception.model_inputs import InputSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when an older runtime could misread a newer card."""
 
 BOX_COLUMNS = ("x", "y", "z", "length", "width", "height", "yaw", "vx", "vy")

@@ -30,6 +30,7 @@ SPEC = InputSpec(
     image=ImageCrop(height_px=32, width_px=88),
     frustum=Frustum(stride=8, depth_min=1.0, depth_max=41.0, depth_step=4.0, z_min=-5.0, z_max=3.0),
     bev=BevGrid(x_min=-20.0, x_max=20.0, y_min=-20.0, y_max=20.0, cell=2.0),
+    camera_grid=BevGrid(x_min=-20.0, x_max=20.0, y_min=-20.0, y_max=20.0, cell=2.0),
     pillars=PillarConfig(
         grid=BevGrid(x_min=-20.0, x_max=20.0, y_min=-20.0, y_max=20.0, cell=1.0),
         z_min=-5.0,
@@ -46,6 +47,7 @@ INPUTS = (
     ("point_depth", "int32", ("points",)),
     ("point_feat", "int32", ("points",)),
     ("cell_start", "int32", ("401",)),
+    ("depth_img", "float32", ("6", "0", "0")),
     ("pillar_points", "float32", ("pillars", "8", "5")),
     ("pillar_num_points", "int32", ("pillars",)),
     ("pillar_cell", "int32", ("pillars",)),

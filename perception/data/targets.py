@@ -19,10 +19,11 @@ MAX_OBJECTS = 500
 
 @dataclass(frozen=True, kw_only=True)
 class FrameBoxTargets:
-    """Box targets of one frame; `perception.models.heads.center_head.BoxTargets` of a batch."""
+    """Box targets of one frame; `perception.models.heads.box_code.BoxTargets` of a batch."""
 
     heatmap: Float32[np.ndarray, "k y x"]
     cell: Int64[np.ndarray, " n"]
+    label: Int64[np.ndarray, " n"]
     code: Float32[np.ndarray, "n 10"]
     object_mask: Bool[np.ndarray, " n"]
 
@@ -49,19 +50,24 @@ def box_targets(
         radius = max(MIN_RADIUS, int(gaussian_radius(length, width)))
         row, column = divmod(int(flat[k]), grid.nx)
         draw_gaussian(heatmap[labels[k]], column, row, radius)
-    cell = np.zeros(MAX_OBJECTS, np.int64)
+    cell, label = np.zeros((2, MAX_OBJECTS), np.int64)
     code = np.zeros((MAX_OBJECTS, 10), np.float32)
     cell[: len(kept)] = flat[kept]
+    label[: len(kept)] = labels[kept]
     code[: len(kept)] = encode_boxes(boxes_ego[kept], flat[kept], grid)
     return FrameBoxTargets(
-        heatmap=heatmap, cell=cell, code=code, object_mask=np.arange(MAX_OBJECTS) < len(kept)
+        heatmap=heatmap,
+        cell=cell,
+        label=label,
+        code=code,
+        object_mask=np.arange(MAX_OBJECTS) < len(kept),
     )
 
 
 def encode_boxes(
     boxes_ego: Float[np.ndarray, "k 9"], cell: np.ndarray, grid: BevGrid
 ) -> Float32[np.ndarray, "k 10"]:
-    """Metric boxes to codes at their cells: the inverse of `center_head.decode_boxes`."""
+    """Metric boxes to codes at their cells: the inverse of `box_code.decode_boxes`."""
     corner = np.stack([cell % grid.nx, cell // grid.nx], axis=-1)
     offset = grid.cell_coordinates(boxes_ego[:, :2]) - corner
     yaw = boxes_ego[:, box_columns.YAW, None]

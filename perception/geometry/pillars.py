@@ -1,4 +1,7 @@
-"""LiDAR points to pillars: vertical columns on a BEV grid, a few points each."""
+"""LiDAR points to pillars: vertical columns on a BEV grid, a few points each.
+
+Cut into slices along z they are voxels; a pillar is a voxel as high as the range.
+"""
 
 from dataclasses import dataclass
 
@@ -32,20 +35,38 @@ class PillarConfig:
     """Sweeps older than this against the frame's stamp [s] are left out: ten sweeps at 20 Hz."""
     ego_radius: float = 1.0
     """Points with |x| and |y| below this in the sensor frame [m] are the car. Source: same."""
+    num_slices: int = 1
+    """Slices of equal height from z_min to z_max: 1 makes pillars, more make voxels."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no room for a point."""
+        if self.num_slices < 1 or self.z_max <= self.z_min:
+            raise ValueError(
+                f"{self.num_slices} slices from z {self.z_min} to {self.z_max} m, expected 1 or "
+                "more and a positive height"
+            )
+        if self.num_cells >= 1 << 31:
+            raise ValueError(f"{self.num_cells} cells do not fit into 32 bits: use larger cells")
+
+    @property
+    def num_cells(self) -> int:
+        """Cells of all slices together."""
+        return self.num_slices * self.grid.num_cells
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pillars:
-    """Occupied pillars of one frame, in the order of their cells."""
+    """Occupied pillars (or voxels) of one frame, in the order of their cells."""
 
     points: Float32[np.ndarray, "v m 5"]
     """Columns as `POINT_COLUMNS`; unused places are zero."""
     num_points: Int32[np.ndarray, " v"]
     """Points used per pillar, 1..m."""
     cell: Int32[np.ndarray, " v"]
-    """Cell of each pillar, `iy * nx + ix`, strictly growing."""
+    """Cell of each pillar, `(iz * ny + iy) * nx + ix`, strictly growing."""
     cell_pillar: Int32[np.ndarray, " g"]
-    """Pillar of each cell, counted from 1; 0 where the cell is empty."""
+    """Pillar of each cell, counted from 1; 0 where the cell is empty. Empty for voxels: most cells
+    of a volume hold nothing, and sparse convolutions look neighbours up themselves."""
     num_dropped_pillars: int
     """Pillars beyond `max_pillars`."""
 
@@ -62,9 +83,14 @@ def build_pillars(points_ego: Float32[np.ndarray, "5 n"], config: PillarConfig) 
     with np.errstate(invalid="ignore"):
         cell, inside = config.grid.flat_index(x, y)
         inside &= (z >= config.z_min) & (z < config.z_max) & np.isfinite(points_ego[3])
+        if config.num_slices > 1:
+            height = (config.z_max - config.z_min) / config.num_slices
+            # a point just below z_max may round up to the slice above the last
+            iz = np.minimum(((z - config.z_min) / height).astype(np.int32), config.num_slices - 1)
+            cell = cell + iz * np.int32(config.grid.num_cells)
     kept = np.flatnonzero(inside)
     cell = cell[kept]
-    order = stable_argsort(cell, config.grid.num_cells)
+    order = stable_argsort(cell, config.num_cells)
     cell_sorted = cell[order]
 
     is_first = np.empty(len(cell_sorted), bool)
@@ -85,8 +111,9 @@ def build_pillars(points_ego: Float32[np.ndarray, "5 n"], config: PillarConfig) 
     points[used] = points_ego.take(source, axis=1).T
 
     pillar_cell = cell_sorted[first]
-    cell_pillar = np.zeros(config.grid.num_cells, np.int32)
-    cell_pillar[pillar_cell] = np.arange(1, len(first) + 1, dtype=np.int32)
+    cell_pillar = np.zeros(config.grid.num_cells if config.num_slices == 1 else 0, np.int32)
+    if config.num_slices == 1:
+        cell_pillar[pillar_cell] = np.arange(1, len(first) + 1, dtype=np.int32)
     return Pillars(
         points=points.reshape(len(first), config.max_points, len(POINT_COLUMNS)),
         num_points=num_points,

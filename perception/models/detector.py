@@ -1,12 +1,13 @@
 """The whole network on one page.
 
     6 images --> image encoder --> depth x context --> BEV pool --.
-                                                                  +-> fusion --> BEV encoder -.
-    LiDAR sweeps --> pillars --> point encoder -------------------'                           |
+                                        ^                         +-> fusion --> BEV encoder -.
+    LiDAR sweeps --.-- depth images ----'                         |   (or one per task)       |
+                   '-> pillars or voxels --> point encoder -------'                           |
                                                                        boxes, map <-----------'
 
-BEV tensors are `bev[b, c, y, x]` in the ego frame at the LiDAR stamp. A network for the LiDAR
-alone has no camera branch.
+BEV tensors are `bev[b, c, y, x]` in the ego frame at the LiDAR stamp. A network for one sensor
+alone lacks the other's branch and is otherwise the same.
 """
 
 from dataclasses import dataclass
@@ -15,12 +16,19 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from perception.model_inputs import InputSpec
-from perception.models.bev_encoder import BevEncoder, BevEncoderConfig
+from perception.models.bev_encoder import BevEncoder, BevEncoderConfig, build_bev_encoder
 from perception.models.fusion import ConvFusion
 from perception.models.heads.center_head import CenterHead, CenterHeadConfig, CenterHeadOutput
-from perception.models.heads.map_head import MapHead, MapHeadConfig
+from perception.models.heads.map_head import MapHead, MapHeadConfig, MapHeadOutput
+from perception.models.heads.query_box_head import (
+    QueryBoxHead,
+    QueryBoxHeadConfig,
+    QueryBoxOutput,
+)
+from perception.models.heads.query_map_head import QueryMapHead, QueryMapHeadConfig
 from perception.models.image_encoder import ImageEncoder, ImageEncoderConfig
-from perception.models.point_encoder import PillarEncoder, PointEncoderConfig
+from perception.models.point_encoder import PillarEncoder, PillarEncoderConfig
+from perception.models.sparse_encoder import SparseEncoder, SparseEncoderConfig
 from perception.models.view_transform import ViewTransform, ViewTransformConfig
 from perception.taxonomy import DETECTION_CLASSES, MAP_CLASSES
 
@@ -35,10 +43,13 @@ class DetectorConfig:
     """None where `inputs.cameras` is empty."""
     view_transform: ViewTransformConfig | None
     """Likewise."""
-    point_encoder: PointEncoderConfig
+    point_encoder: PillarEncoderConfig | SparseEncoderConfig | None
+    """None where `inputs.use_lidar` is False."""
     bev_encoder: BevEncoderConfig
-    box_head: CenterHeadConfig
-    map_head: MapHeadConfig
+    separate_bev_encoders: bool = False
+    """A BEV encoder of its own for the map: no task shares more than the fused map."""
+    box_head: CenterHeadConfig | QueryBoxHeadConfig
+    map_head: MapHeadConfig | QueryMapHeadConfig
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together."""
@@ -47,6 +58,11 @@ class DetectorConfig:
             raise ValueError(
                 f"inputs.cameras are {self.inputs.cameras}, expected image_encoder and "
                 f"view_transform {'to be given' if wanted else 'to be None'}"
+            )
+        if self.inputs.use_lidar != (self.point_encoder is not None):
+            raise ValueError(
+                f"inputs.use_lidar is {self.inputs.use_lidar}, expected point_encoder "
+                f"{'to be given' if self.inputs.use_lidar else 'to be None'}"
             )
         if self.inputs.frustum.stride != ImageEncoder.stride:
             raise ValueError(
@@ -64,9 +80,11 @@ class InputTensors:
     point_depth: Int[Tensor, " p"]
     point_feat: Int[Tensor, " p"]
     cell_start: Int[Tensor, " bg_plus_1"]
+    depth_img: Float[Tensor, "b cam h_depth w_depth"]
     pillar_points: Float[Tensor, "v m 5"]
     pillar_num_points: Int[Tensor, " v"]
     pillar_cell: Int[Tensor, " v"]
+    """Frame i's cells are shifted by i times the cells of a frame."""
     cell_pillar: Int[Tensor, " bg_lidar"]
     lidar_mask: Float[Tensor, "b 1"]
 
@@ -75,8 +93,10 @@ class InputTensors:
 class DetectorOutput:
     """Raw output of the heads."""
 
-    boxes: CenterHeadOutput
-    map_logits: Float[Tensor, "b k y x"]
+    boxes: CenterHeadOutput | QueryBoxOutput
+    map: MapHeadOutput
+    depth_logits: Float[Tensor, "b cam d h w"] | None
+    """Before the softmax over d; None without cameras."""
 
 
 class BevDetector(nn.Module):
@@ -87,11 +107,12 @@ class BevDetector(nn.Module):
         *,
         image_encoder: ImageEncoder | None,
         view_transform: ViewTransform | None,
-        point_encoder: PillarEncoder,
+        point_encoder: PillarEncoder | SparseEncoder | None,
         fusion: ConvFusion,
         bev_encoder: BevEncoder,
-        box_head: CenterHead,
-        map_head: MapHead,
+        map_bev_encoder: BevEncoder | None,
+        box_head: CenterHead | QueryBoxHead,
+        map_head: MapHead | QueryMapHead,
     ):
         super().__init__()
         self.image_encoder = image_encoder
@@ -99,47 +120,96 @@ class BevDetector(nn.Module):
         self.point_encoder = point_encoder
         self.fusion = fusion
         self.bev_encoder = bev_encoder
+        self.map_bev_encoder = map_bev_encoder
         self.box_head = box_head
         self.map_head = map_head
 
     def forward(self, x: InputTensors) -> DetectorOutput:
         """Run every part once; a sensor whose mask is 0 has no influence."""
-        bev_lidar = self.point_encoder(
+        bev_camera, depth_logits = self.camera_branch(x)
+        bev_lidar = self.lidar_branch(x)
+        bev_fused = self.fusion(bev_camera, bev_lidar, x.camera_mask, x.lidar_mask)
+        bev = self.bev_encoder(bev_fused)
+        bev_map = bev if self.map_bev_encoder is None else self.map_bev_encoder(bev_fused)
+        return DetectorOutput(
+            boxes=self.box_head(bev), map=self.map_head(bev_map), depth_logits=depth_logits
+        )
+
+    def camera_branch(
+        self, x: InputTensors
+    ) -> tuple[Float[Tensor, "b c y x"] | None, Float[Tensor, "b cam d h w"] | None]:
+        """Images on the BEV grid and their depth logits; nothing without cameras."""
+        if self.image_encoder is None or self.view_transform is None:
+            return None, None
+        feat_img = self.image_encoder(x.images, x.camera_mask)
+        lifted = self.view_transform(
+            feat_img,
+            x.depth_img,
+            x.camera_mask,
+            x.lidar_mask,
+            x.point_depth,
+            x.point_feat,
+            x.cell_start,
+        )
+        return lifted.bev, lifted.depth_logits
+
+    def lidar_branch(self, x: InputTensors) -> Float[Tensor, "b c y x"] | None:
+        """Points on the BEV grid; nothing without LiDAR."""
+        if self.point_encoder is None:
+            return None
+        return self.point_encoder(
             x.pillar_points, x.pillar_num_points, x.pillar_cell, x.cell_pillar, x.lidar_mask
         )
-        if self.image_encoder is None or self.view_transform is None:
-            bev_camera = bev_lidar[:, :0]
-        else:
-            feat_img = self.image_encoder(x.images, x.camera_mask)
-            bev_camera = self.view_transform(
-                feat_img, x.camera_mask, x.point_depth, x.point_feat, x.cell_start
-            )
-        bev = self.fusion(bev_camera, bev_lidar, x.camera_mask, x.lidar_mask)
-        bev = self.bev_encoder(bev)
-        return DetectorOutput(boxes=self.box_head(bev), map_logits=self.map_head(bev))
 
 
 def build_detector(config: DetectorConfig) -> BevDetector:
     """Build a detector with random weights: the one function that knows the numbers."""
-    bev_grid = config.inputs.bev
-    c_bev = config.bev_encoder.channels
-    image_encoder = view_transform = None
-    c_camera = 0
+    inputs = config.inputs
+    image_encoder = view_transform = point_encoder = None
+    c_camera = c_lidar = 0
     if config.image_encoder is not None and config.view_transform is not None:
         image_encoder = ImageEncoder(config.image_encoder)
-        c_camera = config.view_transform.channels
-        view_transform = ViewTransform(
-            config.view_transform,
-            config.image_encoder.channels,
-            config.inputs.frustum.num_depths,
-            bev_grid,
-        )
+        view_transform = ViewTransform(config.view_transform, image_encoder.out_channels, inputs)
+        c_camera = view_transform.out_channels
+    if config.point_encoder is not None:
+        point_encoder = _build_point_encoder(config.point_encoder, inputs)
+        c_lidar = point_encoder.out_channels
+    fusion = ConvFusion(c_camera, c_lidar, config.bev_encoder.channels)
+    bev_encoder = build_bev_encoder(config.bev_encoder)
+    c_bev = bev_encoder.out_channels
     return BevDetector(
         image_encoder=image_encoder,
         view_transform=view_transform,
-        point_encoder=PillarEncoder(config.point_encoder, config.inputs.pillars.grid, bev_grid),
-        fusion=ConvFusion(c_camera, config.point_encoder.channels, c_bev),
-        bev_encoder=BevEncoder(config.bev_encoder),
-        box_head=CenterHead(config.box_head, c_bev, len(DETECTION_CLASSES), bev_grid),
-        map_head=MapHead(config.map_head, c_bev, len(MAP_CLASSES), bev_grid),
+        point_encoder=point_encoder,
+        fusion=fusion,
+        bev_encoder=bev_encoder,
+        map_bev_encoder=(
+            build_bev_encoder(config.bev_encoder) if config.separate_bev_encoders else None
+        ),
+        box_head=_build_box_head(config.box_head, c_bev, inputs),
+        map_head=_build_map_head(config.map_head, c_bev, inputs),
     )
+
+
+def _build_point_encoder(
+    config: PillarEncoderConfig | SparseEncoderConfig, inputs: InputSpec
+) -> PillarEncoder | SparseEncoder:
+    if isinstance(config, SparseEncoderConfig):
+        return SparseEncoder(config, inputs.pillars, inputs.bev)
+    return PillarEncoder(config, inputs.pillars, inputs.bev)
+
+
+def _build_box_head(
+    config: CenterHeadConfig | QueryBoxHeadConfig, c_bev: int, inputs: InputSpec
+) -> CenterHead | QueryBoxHead:
+    if isinstance(config, QueryBoxHeadConfig):
+        return QueryBoxHead(config, c_bev, len(DETECTION_CLASSES), inputs.bev)
+    return CenterHead(config, c_bev, len(DETECTION_CLASSES), inputs.bev)
+
+
+def _build_map_head(
+    config: MapHeadConfig | QueryMapHeadConfig, c_bev: int, inputs: InputSpec
+) -> MapHead | QueryMapHead:
+    if isinstance(config, QueryMapHeadConfig):
+        return QueryMapHead(config, c_bev, len(MAP_CLASSES), inputs.bev)
+    return MapHead(config, c_bev, len(MAP_CLASSES), inputs.bev)

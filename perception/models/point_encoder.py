@@ -1,22 +1,25 @@
 """LiDAR pillars to the BEV grid: a network per point, the maximum per pillar, convolutions."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from perception.geometry.grid import BevGrid
-from perception.models.blocks import conv_bn_relu
+from perception.geometry.pillars import PillarConfig
+from perception.models.blocks import conv_bn_relu, full_precision
 
 NUM_POINT_FEATURES = 10
 """x, y (of the range), z, intensity, dt, offset to the pillar's centre (2) and mean point (3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointEncoderConfig:
+class PillarEncoderConfig:
     """Width of the LiDAR branch."""
 
+    kind: Literal["pillars"] = "pillars"
     pillar_channels: int
     """Channels of a pillar's feature."""
     channels: int
@@ -26,8 +29,12 @@ class PointEncoderConfig:
 class PillarEncoder(nn.Module):
     """PointPillars. Source: Lang et al. 2019, section 2.1; placement by gather is ours."""
 
-    def __init__(self, config: PointEncoderConfig, pillar_grid: BevGrid, bev_grid: BevGrid):
+    def __init__(self, config: PillarEncoderConfig, pillars: PillarConfig, bev_grid: BevGrid):
         super().__init__()
+        if pillars.num_slices != 1:
+            raise ValueError(f"{pillars.num_slices} slices of points, expected 1 for pillars")
+        self.out_channels = config.channels
+        pillar_grid = pillars.grid
         stride = round(bev_grid.cell / pillar_grid.cell)
         same_range = (pillar_grid.nx, pillar_grid.ny) == (
             bev_grid.nx * stride,
@@ -64,11 +71,12 @@ class PillarEncoder(nn.Module):
         slots = torch.arange(pillar_points.shape[1], device=pillar_points.device)
         used = (slots[None, :] < pillar_num_points[:, None]).unsqueeze(-1)
         features = self.decorate(pillar_points, pillar_num_points, pillar_cell)
-        # the features end in a ReLU, so zero for an unused slot never wins the maximum
-        pillars = (self.point_net(features) * used).amax(dim=1)
+        with full_precision(features):
+            # the features end in a ReLU, so zero for an unused slot never wins the maximum
+            pillars = (self.point_net(features) * used).amax(dim=1)
         rows = torch.cat([pillars.new_zeros(1, pillars.shape[1]), pillars])
         bev = rows.index_select(0, cell_pillar).reshape(b, self.grid.ny, self.grid.nx, -1)
-        bev = bev.permute(0, 3, 1, 2) * lidar_mask[:, :, None, None]
+        bev = bev.permute(0, 3, 1, 2).contiguous() * lidar_mask[:, :, None, None]
         return self.smooth(bev)
 
     def decorate(
@@ -81,7 +89,7 @@ class PillarEncoder(nn.Module):
         grid = self.grid
         xyz, intensity, dt = pillar_points.split([3, 1, 1], dim=-1)
         center_x = (pillar_cell % grid.nx + 0.5) * grid.cell + grid.x_min
-        center_y = (pillar_cell // grid.nx + 0.5) * grid.cell + grid.y_min
+        center_y = (pillar_cell // grid.nx % grid.ny + 0.5) * grid.cell + grid.y_min
         center = torch.stack([center_x, center_y], dim=-1).to(xyz.dtype).unsqueeze(1)
         mean = xyz.sum(dim=1, keepdim=True) / pillar_num_points[:, None, None]
         return torch.cat(

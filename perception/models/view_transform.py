@@ -1,48 +1,90 @@
 """Image features to the BEV grid: a depth distribution per pixel, then the BEV pool."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from perception.geometry.grid import BevGrid
-from perception.models.blocks import conv_bn_relu
+from perception.model_inputs import InputSpec
+from perception.models.blocks import conv_bn_relu, full_precision
 from perception.ops.bev_pool import bev_pool
+
+DEPTH_CHANNELS = (8, 32, 64)
+"""Widths of the depth image's encoder at strides 1, 4, 8. Source: specs, base network section 4."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewTransformConfig:
-    """Width of what is lifted."""
+    """Widths of what is lifted."""
 
     channels: int
     """Context channels per pixel and of the camera's BEV map."""
+    hidden_channels: int
+    """Channels where image features and depth image meet; of no use without a depth image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewTransformOutput:
+    """What the cameras say."""
+
+    bev: Float[Tensor, "b c y x"]
+    """The cameras' BEV map, on the network's BEV grid."""
+    depth_logits: Float[Tensor, "b cam d h w"]
+    """Scores of the depth bins per pixel of the feature map, in fp32."""
 
 
 class ViewTransform(nn.Module):
-    """Lift, splat. Source: Philion & Fidler 2020; specs, base network section 4 (plain LSS)."""
+    """Lift, splat; with a depth image: depth-LSS.
 
-    def __init__(self, config: ViewTransformConfig, c_in: int, num_depths: int, grid: BevGrid):
+    Source: Philion & Fidler 2020; specs, base network section 4.
+    """
+
+    def __init__(self, config: ViewTransformConfig, c_in: int, spec: InputSpec):
         super().__init__()
-        self.grid = grid
-        self.num_depths = num_depths
-        self.depth_and_context = nn.Conv2d(c_in, num_depths + config.channels, kernel_size=1)
-        self.smooth = conv_bn_relu(config.channels, config.channels)
+        stride = _stride(spec.camera_grid, spec.bev)
+        self.grid = spec.camera_grid
+        self.num_depths = spec.frustum.num_depths
+        self.out_channels = channels = config.channels
+        self.depth_encoder: DepthImageEncoder | None = None
+        c_out = self.num_depths + channels
+        if spec.depth_image:
+            hidden = config.hidden_channels
+            self.depth_encoder = DepthImageEncoder()
+            self.depth_and_context = nn.Sequential(
+                conv_bn_relu(c_in + DEPTH_CHANNELS[-1], hidden),
+                conv_bn_relu(hidden, hidden),
+                nn.Conv2d(hidden, c_out, kernel_size=1),
+            )
+        else:
+            self.depth_and_context = nn.Sequential(nn.Conv2d(c_in, c_out, kernel_size=1))
+        strides = (1,) if stride == 1 else (1, stride, 1)
+        self.smooth = nn.Sequential(*(conv_bn_relu(channels, channels, stride=s) for s in strides))
 
     def forward(
         self,
         feat_img: Float[Tensor, "b cam c h w"],
+        depth_img: Float[Tensor, "b cam h_depth w_depth"],
         camera_mask: Float[Tensor, "b cam"],
+        lidar_mask: Float[Tensor, "b 1"],
         point_depth: Int[Tensor, " p"],
         point_feat: Int[Tensor, " p"],
         cell_start: Int[Tensor, " bg_plus_1"],
-    ) -> Float[Tensor, "b c_out y x"]:
+    ) -> ViewTransformOutput:
         """Spread features along their rays and sum them per cell; masked cameras add nothing."""
         b, cam = feat_img.shape[:2]
-        x = self.depth_and_context(feat_img.flatten(0, 1))
-        depth_logits, context = x.split([self.num_depths, x.shape[1] - self.num_depths], dim=1)
+        x = feat_img.flatten(0, 1)
+        if self.depth_encoder is not None:
+            # of a masked camera or LiDAR not even what is not a number gets through
+            known = (camera_mask * lidar_mask > 0)[..., None, None]
+            depth_img = torch.where(known, depth_img, torch.zeros_like(depth_img))
+            x = torch.cat([x, self.depth_encoder(depth_img.flatten(0, 1).unsqueeze(1))], dim=1)
+        x = self.depth_and_context(x)
+        depth_logits, context = x.split([self.num_depths, self.out_channels], dim=1)
         # geometry, pooling and softmax stay in fp32 under autocast
-        depth_prob = torch.softmax(depth_logits.float(), dim=1)
+        depth_logits = depth_logits.float()
+        depth_prob = torch.softmax(depth_logits, dim=1)
         depth_prob = depth_prob * camera_mask.reshape(b * cam, 1, 1, 1)
         bev = bev_pool(
             depth_prob,
@@ -52,4 +94,36 @@ class ViewTransform(nn.Module):
             cell_start,
         )
         bev = bev.reshape(b, self.grid.ny, self.grid.nx, -1).permute(0, 3, 1, 2)
-        return self.smooth(bev.contiguous())
+        return ViewTransformOutput(
+            bev=self.smooth(bev.contiguous()), depth_logits=depth_logits.unflatten(0, (b, cam))
+        )
+
+
+class DepthImageEncoder(nn.Module):
+    """Sparse depths [m] to features at stride 8. Source: specs, base network section 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        c1, c4, c8 = DEPTH_CHANNELS
+        self.layers = nn.Sequential(
+            conv_bn_relu(1, c1, kernel=1),
+            conv_bn_relu(c1, c4, kernel=5, stride=4),
+            conv_bn_relu(c4, c8, kernel=5, stride=2),
+        )
+
+    def forward(self, depth_img: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n c h8 w8"]:
+        """Encode; metres go in as they are, scaled in fp32 by the batch norm of the first layer."""
+        with full_precision(depth_img):
+            x = self.layers[0](depth_img)
+        return self.layers[1:](x)
+
+
+def _stride(camera_grid: BevGrid, bev_grid: BevGrid) -> int:
+    """Cells of the camera's grid per cell of the network's, along an axis."""
+    stride = round(bev_grid.cell / camera_grid.cell)
+    if stride not in (1, 2) or camera_grid != replace(bev_grid, cell=bev_grid.cell / stride):
+        raise ValueError(
+            f"camera grid is {camera_grid} and BEV grid {bev_grid}, expected the same range and "
+            "the same cell or half of it"
+        )
+    return stride

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,45 @@ def test_nothing_is_lost(seed, num_points):
     total = depth.reshape(-1, 1)[point_depth.long()] * feat.flatten(0, 2)[point_feat.long()]
     bev = bev_pool(depth, feat, point_depth, point_feat, cell_start)
     torch.testing.assert_close(bev.sum(0), total.sum(0))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_the_order_of_a_cell_s_points_changes_nothing(seed):
+    depth, feat, point_depth, point_feat, cell_start = random_case(seed, 30, 4)
+    random = np.random.default_rng(seed)
+    order = np.concatenate(
+        [random.permutation(np.arange(*ends)) for ends in pairwise(cell_start.tolist())]
+    ).astype(np.int64)
+    shuffled = bev_pool(depth, feat, point_depth[order], point_feat[order], cell_start)
+    bev = bev_pool(depth, feat, point_depth, point_feat, cell_start)
+    torch.testing.assert_close(shuffled, bev, rtol=1e-12, atol=1e-12)
+
+
+def test_gradient_of_a_listed_point_is_its_cell_s_and_of_others_none():
+    # features of ones: d bev[cell] / d depth[point] = 1 per channel, so with the output gradients
+    # 10 * cell + channel over C = 5 channels a listed point gets 50 * cell + (0+1+2+3+4)
+    depth, feat, point_depth, point_feat, cell_start = random_case(7, 20, 6)
+    depth, feat = depth.requires_grad_(), torch.ones_like(feat)
+    bev = bev_pool(depth, feat, point_depth, point_feat, cell_start)
+    bev.backward(10.0 * torch.arange(6.0)[:, None].double() + torch.arange(5.0).double())
+    expected = torch.zeros(CAM * D * H * W, dtype=torch.float64)
+    for cell in range(6):
+        for point in point_depth[cell_start[cell] : cell_start[cell + 1]]:
+            expected[point] = 50.0 * cell + 10.0
+    torch.testing.assert_close(depth.grad.flatten(), expected)
+
+
+def test_gradients_in_portions_are_those_in_one(monkeypatch):
+    depth, feat, *lists = random_case(4, CAM * D * H * W, 6)
+    gradients = []
+    for at_once in (1 << 16, 7):  # 48 points: 6 portions of 7 and one of 6
+        monkeypatch.setattr("perception.ops.bev_pool.POINTS_AT_ONCE", at_once)
+        d, f = depth.clone().requires_grad_(), feat.clone().requires_grad_()
+        (bev_pool(d, f, *lists) ** 2).sum().backward()
+        gradients.append((d.grad, f.grad))
+    for portions, one in zip(*gradients, strict=True):
+        assert torch.equal(portions, one)
 
 
 @pytest.mark.parametrize("num_points", [0, 1, 20, CAM * D * H * W])

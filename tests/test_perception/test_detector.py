@@ -25,16 +25,21 @@ def run(detector, *frames):
     return detector(collate_inputs(frames, SPEC))
 
 
+@torch.no_grad()
+def run_spec(detector, spec, *frames):
+    return detector(collate_inputs(frames, spec))
+
+
 def assert_same(a, b, **tolerance):
-    for x, y in ((a.boxes.heatmap_logits, b.boxes.heatmap_logits), (a.map_logits, b.map_logits)):
+    for x, y in ((a.boxes.heatmap_logits, b.boxes.heatmap_logits), (a.map.logits, b.map.logits)):
         torch.testing.assert_close(x, y, **tolerance)
 
 
 def test_shapes(detector):
     output = run(detector, noise_frame(SPEC))
     assert output.boxes.heatmap_logits.shape == (1, 10, 32, 32)
-    assert output.boxes.code.shape == (1, 10, 32, 32)
-    assert output.map_logits.shape == (1, 6, 50, 50)
+    assert output.boxes.code.shape == (1, 1, 10, 32, 32)  # one group of classes
+    assert output.map.logits.shape == (1, 6, 50, 50)
 
 
 def test_a_batch_is_its_frames_one_by_one(detector):
@@ -50,7 +55,7 @@ def test_a_batch_is_its_frames_one_by_one(detector):
             rtol=1e-4,
         )
         torch.testing.assert_close(
-            together.map_logits[index], alone.map_logits[0], atol=1e-4, rtol=1e-4
+            together.map.logits[index], alone.map.logits[0], atol=1e-4, rtol=1e-4
         )
 
 
@@ -64,7 +69,7 @@ def test_a_masked_camera_has_no_influence_whatever_its_buffer_holds(detector, ca
     a = run(detector, dataclasses.replace(frame, camera_mask=mask))
     b = run(detector, dataclasses.replace(frame, camera_mask=mask, images=garbage))
     assert_same(a, b, atol=0, rtol=0)
-    assert not torch.equal(a.map_logits, run(detector, frame).map_logits)
+    assert not torch.equal(a.map.logits, run(detector, frame).map.logits)
 
 
 def test_a_masked_camera_adds_nothing_to_the_grid(detector):
@@ -110,6 +115,19 @@ def test_fusion_takes_in_nothing_of_a_masked_branch(detector):
     assert not torch.equal(a, b)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_fusion_reads_the_camera_first_and_then_the_lidar(training):
+    # without the weights of the first 8 channels the camera's map is not seen, the LiDAR's is
+    fuse = build_detector(CONFIG).fusion.train(training)
+    masks = torch.ones(1, 6), torch.ones(1, 1)
+    camera, lidar = torch.rand(1, 8, 32, 32), torch.rand(1, 16, 32, 32)
+    with torch.no_grad():
+        fuse.mix[0].weight[:, :8] = 0
+        seen = fuse(camera, lidar, *masks)
+        assert torch.equal(seen, fuse(camera + 5, lidar, *masks))
+        assert not torch.equal(seen, fuse(camera, lidar.flip(3), *masks))
+
+
 def test_a_masked_lidar_has_no_influence(detector):
     frame = noise_frame(SPEC)
     masked = dataclasses.replace(frame, lidar_mask=np.zeros(1, np.float32))
@@ -128,9 +146,9 @@ def test_every_subset_of_missing_sensors_gives_finite_output(detector):
             output = run(detector, changed)
             assert torch.isfinite(output.boxes.heatmap_logits).all()
             assert torch.isfinite(output.boxes.code).all()
-            assert torch.isfinite(output.map_logits).all()
+            assert torch.isfinite(output.map.logits).all()
     for changed in with_missing_sensors(frame):
-        assert torch.isfinite(run(detector, changed).map_logits).all()
+        assert torch.isfinite(run(detector, changed).map.logits).all()
 
 
 def test_inputs_are_not_modified(detector):
@@ -170,7 +188,7 @@ def test_one_pillar_lands_in_its_own_cell(detector):
 def test_a_network_without_cameras_sees_the_lidar():
     config = dataclasses.replace(
         CONFIG,
-        inputs=dataclasses.replace(SPEC, cameras=()),
+        inputs=dataclasses.replace(SPEC, cameras=(), depth_image=False),
         image_encoder=None,
         view_transform=None,
     )
@@ -181,8 +199,75 @@ def test_a_network_without_cameras_sees_the_lidar():
     with torch.no_grad():
         seen = lidar_only(collate_inputs([frame], config.inputs))
         empty = lidar_only(collate_inputs([with_missing_sensors(frame)[0]], config.inputs))
-    assert torch.isfinite(seen.map_logits).all()
-    assert not torch.equal(seen.map_logits, empty.map_logits)
+    assert torch.isfinite(seen.map.logits).all()
+    assert not torch.equal(seen.map.logits, empty.map.logits)
+
+
+def test_a_network_without_lidar_sees_the_cameras():
+    inputs = dataclasses.replace(SPEC, use_lidar=False, depth_image=False)
+    config = dataclasses.replace(CONFIG, inputs=inputs, point_encoder=None)
+    torch.manual_seed(0)
+    camera_only = build_detector(config).eval()
+    frame = noise_frame(inputs)
+    assert frame.pillar_points.shape[0] == 0
+    assert frame.lidar_mask.tolist() == [0.0]
+    seen = run_spec(camera_only, inputs, frame)
+    blind = run_spec(camera_only, inputs, with_missing_sensors(frame)[1])
+    assert torch.isfinite(seen.map.logits).all()
+    assert not torch.equal(seen.map.logits, blind.map.logits)
+    assert seen.depth_logits.shape == (1, 6, SPEC.frustum.num_depths, 4, 12)
+
+
+def test_the_depth_image_of_a_masked_camera_or_lidar_has_no_influence(detector):
+    frame = noise_frame(SPEC)
+    assert frame.depth_img.max() > 1
+    masked = dataclasses.replace(frame, camera_mask=np.array([1, 0, 1, 1, 1, 1], np.float32))
+    blank = frame.depth_img.copy()
+    blank[1] = 0
+    same = dataclasses.replace(masked, depth_img=blank)
+    assert_same(run(detector, masked), run(detector, same), atol=0, rtol=0)
+    changed = dataclasses.replace(frame, depth_img=frame.depth_img[::-1].copy())
+    assert not torch.equal(run(detector, frame).map.logits, run(detector, changed).map.logits)
+
+
+def test_tasks_share_the_fused_map_only_when_each_has_its_own_encoder():
+    # the map's loss reaches the boxes' encoder in the shared network, not in the other one
+    for separate in (False, True):
+        config = dataclasses.replace(CONFIG, separate_bev_encoders=separate)
+        torch.manual_seed(0)
+        network = build_detector(config)
+        output = network(collate_inputs([noise_frame(SPEC)], SPEC))
+        output.map.logits.square().mean().backward()
+        reached = [p.grad is not None for p in network.bev_encoder.parameters()]
+        assert set(reached) == {not separate}
+        assert all(p.grad is not None for p in network.fusion.parameters())
+
+
+def test_the_second_encoder_keeps_the_size_and_stacks_its_stages():
+    # 2 stages x 24 neck channels; odd sizes do not divide: 20 x 12 cells do
+    from perception.models.bev_encoder import SecondBevEncoder, SecondBevEncoderConfig
+
+    config = SecondBevEncoderConfig(
+        channels=6, stage_channels=(8, 16), num_convs=2, neck_channels=24
+    )
+    encoder = SecondBevEncoder(config)
+    assert encoder.out_channels == 48
+    assert encoder(torch.rand(2, 6, 12, 20)).shape == (2, 48, 12, 20)
+    # each stage: a first convolution and num_convs more
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in encoder.stages.modules()) == 2 * 3
+
+
+def test_coordinates_are_not_rounded_under_autocast(detector):
+    # two points 0.06 m apart at 50 m are one number in bfloat16, whose steps are 0.25 m there
+    inputs = collate_inputs([noise_frame(SPEC)], SPEC)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        recorded = []
+        hook = detector.point_encoder.point_net.register_forward_hook(
+            lambda module, arguments, output: recorded.append(output.dtype)
+        )
+        detector(inputs)
+        hook.remove()
+    assert recorded == [torch.float32]
 
 
 @pytest.mark.parametrize("missing", ["image_encoder", "view_transform"])

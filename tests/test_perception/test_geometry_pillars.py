@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,6 +55,51 @@ def test_pillars_equal_those_of_a_plain_loop(rows: list[tuple]) -> None:
     np.testing.assert_array_equal(found.points, content)
     number_of = {cell: index + 1 for index, cell in enumerate(kept)}
     assert found.cell_pillar.tolist() == [number_of.get(cell, 0) for cell in range(20)]
+
+
+def test_slices_make_voxels() -> None:
+    # z from -1 to 2 in three slices of 1 m; 5 x 4 cells: cell = (iz * 4 + iy) * 5 + ix
+    config = dataclasses.replace(CONFIG, num_slices=3)
+    points_ego = np.array(
+        [
+            [-1.5, -1.5, 1.5],  # ix 0, iy 0, iz 2: cell 40
+            [-1.5, -1.5, -0.5],  # the same column, iz 0: cell 0
+            [0.5, 1.5, 0.5],  # ix 2, iy 3, iz 1: cell (4 + 3) * 5 + 2 = 37
+            [0.5, 1.5, 1.9999999],  # just below the top: iz 2, cell (8 + 3) * 5 + 2 = 57
+            [0.5, 1.5, 2.0],  # outside
+        ],
+        np.float32,
+    ).T
+    columns = np.concatenate([points_ego, np.full((2, 5), 7.0, np.float32)])
+    found = build_pillars(columns, config)
+    assert found.cell.tolist() == [0, 37, 40, 57]
+    assert found.num_points.tolist() == [1, 1, 1, 1]
+    assert found.points[1, 0, :3].tolist() == [0.5, 1.5, 0.5]
+    assert found.cell_pillar.size == 0
+    assert config.num_cells == 60
+
+
+@given(st.lists(points, max_size=60), st.integers(2, 4))
+@settings(max_examples=100, deadline=None)
+def test_voxels_are_pillars_cut_by_height(rows: list[tuple], num_slices: int) -> None:
+    whole = dataclasses.replace(CONFIG, max_points=60, max_pillars=60)
+    config = dataclasses.replace(whole, num_slices=num_slices)
+    array = np.array(rows, np.float32).reshape(-1, 5).T.copy()
+    voxels, pillars = build_pillars(array, config), build_pillars(array, whole)
+    assert voxels.num_points.sum() == pillars.num_points.sum()
+    assert set((voxels.cell % 20).tolist()) == set(pillars.cell.tolist())
+    height = 3.0 / num_slices
+    for cell, number, inside in zip(voxels.cell, voxels.num_points, voxels.points, strict=True):
+        z = inside[:number, 2]
+        low = -1.0 + (cell // 20) * height
+        assert ((z >= low - 1e-6) & (z < low + height + 1e-6)).all()
+
+
+def test_impossible_slices_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 slices"):
+        dataclasses.replace(CONFIG, num_slices=0)
+    with pytest.raises(ValueError, match="do not fit into 32 bits"):
+        dataclasses.replace(CONFIG, num_slices=1 << 30)
 
 
 def test_pillars_by_hand() -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 from toy_bundle import toy_card
@@ -26,6 +27,24 @@ class Car:
     size: tuple[float, float]
     seats: int
     names: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Petrol:
+    kind: Literal["petrol"] = "petrol"
+    tank: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Battery:
+    kind: Literal["battery"] = "battery"
+    tank: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drive:
+    source: Petrol | Battery
+    spare: Petrol | Battery | None
 
 
 CAR = Car(
@@ -78,6 +97,17 @@ def test_mistakes_are_named_with_their_place(text: str, message: str) -> None:
 
 
 def test_a_card_of_another_format_is_refused() -> None:
-    text = to_json(toy_card()).replace('"format_version": 1', '"format_version": 2')
+    text = to_json(toy_card()).replace('"format_version": 2', '"format_version": 3')
     with pytest.raises(InputError, match="export the model again"):
         from_json(ModelCard, text, "card.json")
+
+
+def test_parts_of_several_kinds_are_told_apart_by_their_kind() -> None:
+    # the same fields: only the word says which
+    drive = Drive(source=Battery(tank=2.0), spare=None)
+    assert from_json(Drive, to_json(drive), "drive") == drive
+    wrong = to_json(drive).replace("battery", "steam")
+    with pytest.raises(InputError, match=r"drive\.source is of kind 'steam', expected one of"):
+        from_json(Drive, wrong, "drive")
+    with pytest.raises(InputError, match="is of kind None"):
+        from_json(Drive, '{"source": 3, "spare": null}', "drive")

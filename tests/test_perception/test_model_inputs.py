@@ -24,6 +24,7 @@ FINE = InputSpec(
     image=ImageCrop(height_px=32, width_px=80),
     frustum=Frustum(stride=4, depth_min=1.0, depth_max=41.0, depth_step=0.5, z_min=-5.0, z_max=5.0),
     bev=BevGrid(x_min=-40.0, x_max=40.0, y_min=-40.0, y_max=40.0, cell=0.5),
+    camera_grid=BevGrid(x_min=-40.0, x_max=40.0, y_min=-40.0, y_max=40.0, cell=0.5),
     pillars=SPEC.pillars,
 )
 
