@@ -22,7 +22,17 @@ def to_device(tensors: Tensors, device: torch.device) -> Tensors:
 
 
 def collate_inputs(frames: Sequence[ModelInputs], spec: InputSpec) -> InputTensors:
-    """Batch the inputs of b frames that were prepared with `spec`."""
+    """Batch the inputs of b frames that were prepared with `spec`.
+
+    Raises:
+        ValueError: The batch has more cells than 32-bit indices can tell apart.
+    """
+    if len(frames) * spec.pillars.num_cells >= 1 << 31:
+        raise ValueError(
+            f"{len(frames)} frames of {spec.pillars.num_cells} cells are too many for 32-bit "
+            f"indices, expected at most {((1 << 31) - 1) // spec.pillars.num_cells} frames: use a "
+            "smaller micro-batch"
+        )
     num_pixels = len(spec.cameras) * spec.feature_height * spec.feature_width
     num_frustum_points = num_pixels * spec.frustum.num_depths
     first_point = np.cumsum([0] + [len(f.point_depth) for f in frames])
@@ -38,7 +48,10 @@ def collate_inputs(frames: Sequence[ModelInputs], spec: InputSpec) -> InputTenso
         ),
         "pillar_points": np.concatenate([f.pillar_points for f in frames]),
         "pillar_num_points": np.concatenate([f.pillar_num_points for f in frames]),
-        "pillar_cell": np.concatenate([f.pillar_cell for f in frames]),
+        "depth_img": np.stack([f.depth_img for f in frames]),
+        "pillar_cell": np.concatenate(
+            [f.pillar_cell + i * spec.pillars.num_cells for i, f in indexed]
+        ),
         # row 0 is the empty pillar of the whole batch
         "cell_pillar": np.concatenate(
             [np.where(f.cell_pillar > 0, f.cell_pillar + first_pillar[i], 0) for i, f in indexed]

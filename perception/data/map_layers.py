@@ -49,33 +49,57 @@ class MapLayers:
         self.log = log
         self.grid = grid
         x, y = np.meshgrid(grid.x_centers(), grid.y_centers())
-        self._centers_ego = np.stack([x.ravel(), y.ravel(), np.zeros(x.size)], axis=-1)
+        self._centers = np.stack([x.ravel(), y.ravel(), np.zeros(x.size)], axis=-1)
 
-    def at(self, scene: str, T_global_ego: Float64[np.ndarray, "4 4"]) -> MapRaster:
-        """Raster of the layers round a pose."""
+    def at(
+        self,
+        scene: str,
+        T_global_ego: Float64[np.ndarray, "4 4"],
+        T_ego_aug_ego: Float64[np.ndarray, "4 4"] | None = None,
+    ) -> MapRaster:
+        """Raster of the layers round a pose.
+
+        Args:
+            scene: Name of the scene.
+            T_global_ego: Pose of the car.
+            T_ego_aug_ego: Affine map into the frame that the raster lies in; None: the ego frame.
+        """
+        T_aug_ego = np.eye(4) if T_ego_aug_ego is None else T_ego_aug_ego
         location = self.log.location(scene)
         expansion = self.log.root / "maps" / "expansion" / f"{location}.json"
         if expansion.is_file():
-            return self._from_expansion(location, T_global_ego)
+            return self._from_expansion(location, T_global_ego, T_aug_ego)
         mask = np.zeros((len(MAP_CLASSES), self.grid.ny, self.grid.nx), np.float32)
         labelled = np.zeros(len(MAP_CLASSES), np.float32)
         picture = self.log.map_mask_path(scene)
         if picture is not None:
             index = MAP_CLASSES.index("drivable_area")
-            mask[index] = self._drivable_area(picture, T_global_ego)
+            mask[index] = self._drivable_area(picture, T_global_ego, T_aug_ego)
             labelled[index] = 1.0
         return MapRaster(mask=mask, labelled=labelled)
 
     def _drivable_area(
-        self, picture: Path, T_global_ego: Float64[np.ndarray, "4 4"]
+        self,
+        picture: Path,
+        T_global_ego: Float64[np.ndarray, "4 4"],
+        T_aug_ego: Float64[np.ndarray, "4 4"],
     ) -> Float32[np.ndarray, "y x"]:
-        centers_global = rigid.apply(T_global_ego, self._centers_ego)
+        flat_aug_ego = T_aug_ego.copy()
+        flat_aug_ego[2] = (0.0, 0.0, 1.0, 0.0)  # the raster is the ground, whatever z does
+        centers_ego = rigid.apply(np.linalg.inv(flat_aug_ego), self._centers)
+        centers_global = rigid.apply(T_global_ego, centers_ego)
         on_mask = _map_picture(picture).is_on_mask(centers_global[:, 0], centers_global[:, 1])
         return on_mask.reshape(self.grid.ny, self.grid.nx).astype(np.float32)
 
-    def _from_expansion(self, location: str, T_global_ego: Float64[np.ndarray, "4 4"]) -> MapRaster:
+    def _from_expansion(
+        self,
+        location: str,
+        T_global_ego: Float64[np.ndarray, "4 4"],
+        T_aug_ego: Float64[np.ndarray, "4 4"],
+    ) -> MapRaster:
         names = [name for layers in EXPANSION_LAYERS.values() for name in layers]
-        rasters = expansion_map(self.log.root, location).rasters(names, T_global_ego, self.grid)
+        expansion = expansion_map(self.log.root, location)
+        rasters = expansion.rasters(names, T_global_ego, self.grid, T_aug_ego)
         of = dict(zip(names, rasters, strict=True))
         mask = [np.any([of[n] for n in EXPANSION_LAYERS[layer]], axis=0) for layer in MAP_CLASSES]
         return MapRaster(

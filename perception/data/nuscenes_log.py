@@ -4,13 +4,14 @@ Files that are missing or damaged are part of a log's life: they are named, neve
 """
 
 import difflib
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float64, Int64
 
 from perception.data.nuscenes_tables import (
     CalibratedSensor,
@@ -26,6 +27,7 @@ from perception.data.nuscenes_tables import (
     Scene,
     Sensor,
 )
+from perception.data.sensor_files import UnusableFileError, read_image, read_points
 from perception.errors import InputError
 from perception.geometry import boxes, rigid
 from perception.messages import (
@@ -39,8 +41,6 @@ from perception.messages import (
 from perception.taxonomy import CAMERAS, LIDAR
 
 NS_PER_US = 1000
-LIDAR_POINT_BYTES = 20
-"""float32 x, y, z, intensity, ring. Source: nuScenes, LIDAR_TOP file format."""
 MAX_VELOCITY_INTERVAL = 1.5
 """Boxes further apart in time than this [s] give no velocity; twice this where there is a box on
 both sides. Source: nuscenes-devkit 1.2.0, `NuScenes.box_velocity`."""
@@ -55,6 +55,15 @@ class MissingFile:
     """When the data was taken [ns]."""
     reason: str
     """What is wrong, with the file's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyframeReading:
+    """A keyframe, and what could not be read for it."""
+
+    frame: SensorFrame
+    unusable: tuple[MissingFile, ...]
+    """Listed files that cannot be used, older sweeps among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,21 +159,35 @@ class NuScenesLog:
             num_sweeps: LiDAR revolutions to look at, the keyframe's included; an unusable one is
                 left out.
         """
+        return self.read_keyframe(token, num_sweeps, (*CAMERAS, LIDAR)).frame
+
+    def read_keyframe(
+        self, token: str, num_sweeps: int, sensors: Collection[str]
+    ) -> KeyframeReading:
+        """Like `keyframe`, of some sensors only; no other file is opened.
+
+        Args:
+            token: A sample token.
+            num_sweeps: As in `keyframe`.
+            sensors: Names of cameras, and LIDAR_TOP. The frame's stamp and pose are the LiDAR's in
+                any case.
+        """
         if num_sweeps < 1:
             raise ValueError(f"num_sweeps is {num_sweeps}, expected 1 or more")
         sample = self._tables.get(Sample, token)
         listed = self._keyframe_data.get(token, {})
-        loaded = {sensor: self._load(record, sensor) for sensor, record in listed.items()}
-        older = self._records_before(listed[LIDAR], num_sweeps - 1) if LIDAR in listed else ()
+        loaded = {s: self._load(record, s) for s, record in listed.items() if s in sensors}
+        with_sweeps = LIDAR in listed and LIDAR in sensors
+        older = self._records_before(listed[LIDAR], num_sweeps - 1) if with_sweeps else ()
         sweeps = [loaded.get(LIDAR), *(self._load(record, LIDAR) for record in older)]
         missing = {
             sensor: f"the tables list no {sensor} file for this keyframe"
             for sensor in (*CAMERAS, LIDAR)
-            if sensor not in listed
+            if sensor in sensors and sensor not in listed
         }
         missing |= {m.sensor: m.reason for m in loaded.values() if isinstance(m, MissingFile)}
         reference = listed.get(LIDAR) or next(iter(listed.values()), None)
-        return SensorFrame(
+        frame = SensorFrame(
             stamp_ns=(listed[LIDAR] if LIDAR in listed else sample).timestamp * NS_PER_US,
             T_global_ego=None if reference is None else self._T_global_ego(reference),
             images={m.camera: m for m in loaded.values() if isinstance(m, CameraImage)},
@@ -172,6 +195,18 @@ class NuScenesLog:
             calibration=self.calibration(self._scene_name(sample)),
             missing=missing,
         )
+        read = (*loaded.values(), *sweeps[1:])
+        return KeyframeReading(
+            frame=frame, unusable=tuple(m for m in read if isinstance(m, MissingFile))
+        )
+
+    def message_before(self, token: str, sensor: str) -> SensorMessage | None:
+        """What a sensor gave just before a keyframe; None where there is nothing usable."""
+        record = self._keyframe_data.get(token, {}).get(sensor)
+        for before in self._records_before(record, 1) if record else ():
+            message = self._load(before, sensor)
+            return None if isinstance(message, MissingFile) else message
+        return None
 
     def messages(self, scene: str) -> Iterator[SensorMessage | MissingFile]:
         """All camera and LiDAR data of a scene by time, keyframes and what lies between.
@@ -216,16 +251,16 @@ class NuScenesLog:
             if sensor == LIDAR:
                 return LidarSweep(
                     stamp_ns=stamp_ns,
-                    points_lidar=_read_points(path),
+                    points_lidar=read_points(path),
                     T_global_ego=self._T_global_ego(record),
                 )
             return CameraImage(
                 camera=sensor,
                 stamp_ns=stamp_ns,
-                rgb=_read_image(path, record.width, record.height),
+                rgb=read_image(path, record.width, record.height),
                 T_global_ego=self._T_global_ego(record),
             )
-        except _UnusableFileError as error:
+        except UnusableFileError as error:
             return MissingFile(
                 sensor=sensor, stamp_ns=stamp_ns, reason=f"{record.filename} {error}"
             )
@@ -252,9 +287,10 @@ class NuScenesLog:
         interval = (times[1] - times[0]) * 1e-6
         limit = MAX_VELOCITY_INTERVAL * (2 if record.prev and record.next else 1)
         if not 0 < interval <= limit:
-            return float("nan"), float("nan")
+            return math.nan, math.nan
         vx, vy = ((last.translation[axis] - first.translation[axis]) / interval for axis in (0, 1))
-        return vx, vy
+        # a neighbour's damaged box makes this one's velocity unknown, no more
+        return (vx, vy) if math.isfinite(vx) and math.isfinite(vy) else (math.nan, math.nan)
 
     def _camera_calibration(self, record: SampleData) -> CameraCalibration:
         sensor = self._tables.get(CalibratedSensor, record.calibrated_sensor_token)
@@ -262,10 +298,11 @@ class NuScenesLog:
             K_cam = np.array(sensor.camera_intrinsic, dtype=np.float64)
         except (TypeError, ValueError):
             K_cam = np.zeros(0)
-        if K_cam.shape != (3, 3) or not np.isfinite(K_cam).all():
+        if K_cam.shape != (3, 3) or not (np.isfinite(K_cam).all() and np.linalg.det(K_cam)):
             raise InputError(
                 f"{self.root} has the camera calibration {sensor.token!r} with intrinsics "
-                f"{sensor.camera_intrinsic}, expected 3 x 3 numbers: unpack the tables again."
+                f"{sensor.camera_intrinsic}, expected 3 x 3 numbers with an inverse: "
+                "unpack the tables again."
             )
         return CameraCalibration(
             K_cam=K_cam,
@@ -353,48 +390,3 @@ class NuScenesLog:
         for record in self._tables.table(SampleAnnotation).values():
             found.setdefault(record.sample_token, []).append(record)
         return found
-
-
-class _UnusableFileError(Exception):
-    """What is wrong with a sensor's file; never leaves this module."""
-
-
-def _read(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise _UnusableFileError("is listed but missing") from None
-    except OSError as error:
-        raise _UnusableFileError(f"cannot be read: {error.strerror}") from error
-    if not content:
-        raise _UnusableFileError("is empty")
-    return content
-
-
-def _read_points(path: Path) -> np.ndarray:
-    content = _read(path)
-    if len(content) % LIDAR_POINT_BYTES:
-        raise _UnusableFileError(
-            f"is truncated: {len(content)} bytes is no multiple of {LIDAR_POINT_BYTES}"
-        )
-    points = np.frombuffer(content, dtype="<f4").reshape(-1, LIDAR_POINT_BYTES // 4)
-    return np.ascontiguousarray(points[:, :4].T)
-
-
-def _read_image(path: Path, width: int, height: int) -> UInt8[np.ndarray, "h w 3"]:
-    try:
-        import simplejpeg  # only logs need it: a car's cameras give raw images
-    except ImportError as error:
-        raise InputError(
-            "Reading a log's images needs simplejpeg: pip install 'bev-perception[replay]'."
-        ) from error
-    content = _read(path)
-    try:
-        rgb = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
-    except (ValueError, RuntimeError) as error:
-        raise _UnusableFileError(f"is no valid JPEG: {error}") from error
-    if rgb.shape != (height, width, 3):
-        raise _UnusableFileError(
-            f"is {rgb.shape[1]} x {rgb.shape[0]} px, the tables say {width} x {height}"
-        )
-    return np.asarray(rgb)

@@ -1,4 +1,7 @@
+import dataclasses
+
 import numpy as np
+import pytest
 import torch
 from small_detector import small_config
 
@@ -38,3 +41,21 @@ def test_pillars_of_a_batch_are_found_through_the_cells():
         occupied = np.flatnonzero(rows)
         found = batch.pillar_points[rows[occupied] - 1].numpy()
         assert np.array_equal(found, frame.pillar_points[frame.cell_pillar[occupied] - 1])
+
+
+def test_pillars_of_a_batch_name_their_frame_by_their_cell():
+    frames = [noise_frame(SPEC, seed) for seed in (1, 2)]
+    batch = collate_inputs(frames, SPEC)
+    cell = batch.pillar_cell.numpy()
+    for i, frame in enumerate(frames):
+        mine = cell // SPEC.pillars.num_cells == i
+        assert np.array_equal(cell[mine] % SPEC.pillars.num_cells, frame.pillar_cell)
+
+
+def test_more_cells_than_indices_are_refused():
+    # 64 x 64 cells in 20000 slices: 82 million a frame, 26 frames fit into 31 bits, 27 do not
+    pillars = dataclasses.replace(SPEC.pillars, num_slices=20_000)
+    spec = dataclasses.replace(SPEC, pillars=pillars)
+    frames = [noise_frame(SPEC)] * 27
+    with pytest.raises(ValueError, match="expected at most 26 frames"):
+        collate_inputs(frames, spec)

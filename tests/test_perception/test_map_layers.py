@@ -108,3 +108,78 @@ def test_without_the_expansion_only_the_drivable_area_is_known(small_log_root):
     raster = MapLayers(log, GRID).at(log.scene_of(token), frame.T_global_ego)
     assert raster.labelled.tolist() == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert 0.02 < raster.mask[0].mean() <= 1.0
+
+
+# the augmented frame (trap 4: scale included)
+
+
+def affine(angle=0.0, scale=1.0, mirror_y=False, shift=(0.0, 0.0, 0.0)):
+    T = np.eye(4)
+    cos, sin = np.cos(angle), np.sin(angle)
+    T[:3, :3] = np.diag([1.0, -1.0 if mirror_y else 1.0, 1.0]) @ (
+        scale * np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    )
+    T[:3, 3] = shift
+    return T
+
+
+def test_scale_moves_the_far_edge_of_the_road(expansion):
+    # looking along global -x from (150, 250): the walkway 108..111 is ego x 39..42,
+    # the road 42..50. Scaled by 1.1: walkway 42.9..46.2, road 46.2..55.
+    grid = BevGrid(x_min=-50.0, x_max=50.0, y_min=-50.0, y_max=50.0, cell=0.5)
+    layers = MapLayers(expansion.log, grid)
+    T_global_ego = pose(150.0, 250.0, np.pi)
+    row = 100  # ego y 0..0.5
+
+    def edge(raster, layer):
+        return grid.x_centers()[np.flatnonzero(raster.mask[MAP_CLASSES.index(layer), row])]
+
+    plain = layers.at("scene-0103", T_global_ego)
+    walkway, road = edge(plain, "walkway"), edge(plain, "drivable_area")
+    assert walkway.min() == pytest.approx(39.0, abs=0.51)
+    assert road.min() == pytest.approx(42.0, abs=0.51)
+    larger = layers.at("scene-0103", T_global_ego, affine(scale=1.1))
+    walkway, road = edge(larger, "walkway"), edge(larger, "drivable_area")
+    assert walkway.min() == pytest.approx(42.9, abs=0.51)
+    assert walkway.max() == pytest.approx(46.2, abs=0.76)
+    assert road.min() == pytest.approx(46.2, abs=0.51)
+    assert road.max() == 49.75
+
+
+@pytest.mark.parametrize(
+    "T_ego_aug_ego",
+    [
+        affine(scale=1.1),
+        affine(angle=0.6),
+        affine(mirror_y=True),
+        affine(shift=(3.0, -2.0, 0.7)),
+        affine(angle=-0.7, scale=0.9, mirror_y=True, shift=(1.0, 0.5, -0.6)),
+    ],
+    ids=["scale", "rotation", "mirror", "shift", "all"],
+)
+@pytest.mark.parametrize("source", ["expansion", "picture"])
+def test_places_stay_on_their_layer(source, T_ego_aug_ego, expansion, small_log_root):
+    # every cell of the augmented raster says what the ground says under it, but for the edges:
+    # looked up in a finer raster of the ego frame, where all cells within 0.6 m agree
+    log = expansion.log if source == "expansion" else NuScenesLog(small_log_root)
+    T_global_ego = pose(103.0, 241.0, 0.4)
+    if source == "picture":
+        T_global_ego = log.keyframe(log.keyframe_tokens("scene-0103")[0], 1).T_global_ego
+    around = BevGrid(x_min=-40.0, x_max=40.0, y_min=-40.0, y_max=40.0, cell=0.2)
+    truth = MapLayers(log, around).at("scene-0103", T_global_ego).mask
+    grid = BevGrid(x_min=-24.0, x_max=24.0, y_min=-16.0, y_max=16.0, cell=0.5)
+    raster = MapLayers(log, grid).at("scene-0103", T_global_ego, T_ego_aug_ego).mask
+    x, y = np.meshgrid(grid.x_centers(), grid.y_centers())
+    height = np.full(x.size, T_ego_aug_ego[2, 3])
+    centers_aug = np.stack([x.ravel(), y.ravel(), height], axis=-1)
+    centers_ego = rigid.apply(np.linalg.inv(T_ego_aug_ego), centers_aug)
+    column, row = np.floor(around.cell_coordinates(centers_ego[:, :2])).astype(int).T
+    compared = 0
+    for layer in ("drivable_area", "ped_crossing", "walkway"):
+        index = MAP_CLASSES.index(layer)
+        near = [truth[index, row + dy, column + dx] for dy in range(-4, 5) for dx in range(-4, 5)]
+        clear = np.min(near, axis=0) == np.max(near, axis=0)
+        found = raster[index].ravel()[clear]
+        assert (found == truth[index, row, column][clear]).all(), layer
+        compared += 0 < found.mean() < 1
+    assert compared >= (2 if source == "expansion" else 1)

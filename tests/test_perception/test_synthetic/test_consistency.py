@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from nuscenes import NuScenes
 
-from perception.data.nuscenes_dataset import NuScenesDataset, training_boxes
+from perception.data.nuscenes_dataset import NuScenesDataset, SampleConfig, training_boxes
 from perception.data.nuscenes_log import NuScenesLog
 from perception.geometry import boxes as box_geometry
 from perception.geometry import camera, rigid
@@ -15,7 +15,7 @@ from perception.synthetic.ray_caster import cast_camera, cast_lidar
 from perception.synthetic.scene_builder import build_scene
 from perception.synthetic.street_builder import build_street_map
 from perception.taxonomy import CAMERAS, LIDAR
-from training.recipes import tiny
+from training.recipes import tiny_fusion
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +150,13 @@ def test_every_class_can_be_learnt_from_every_scene(synthetic_log_root):
 
 def test_the_projects_reader_and_dataset_take_it_as_any_log(synthetic_log_root):
     log = NuScenesLog(synthetic_log_root)
-    spec = tiny().detector.inputs
+    detector = tiny_fusion().detector
     tokens = log.keyframe_tokens("scene-0061")
     frame = log.keyframe(tokens[-1])
     assert not frame.missing
     assert set(frame.images) == set(CAMERAS)
     assert len(frame.sweeps) == 7  # 3 intervals of two sweeps, and the first
-    sample = NuScenesDataset(log, tokens, spec, tiny().detector.map_head.grid)[2]
+    sample = NuScenesDataset(log, tokens, detector, SampleConfig(), seed=0)[2]
     assert sample.map_raster.labelled.all()
     assert sample.inputs.camera_mask.all()
     assert sample.boxes.object_mask.sum() > 10
