@@ -55,6 +55,36 @@ def load_checkpoint(run: Path) -> Checkpoint:
     Raises:
         InputError: There is none, it is damaged, or it belongs to another version of the network.
     """
+    path, weights, metadata = _read(run)
+    source = f"{path} (configuration)"
+    config = json_codec.from_json(DetectorConfig, metadata[_CONFIG_KEY], source)
+    detector = build_detector(config)
+    try:
+        detector.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise InputError(
+            f"{path} is of another version of the network ({first}): train again."
+        ) from error
+    layers = metadata[_MAP_CLASSES_KEY].split()
+    return Checkpoint(
+        detector=detector.eval(),
+        config=config,
+        recipe=metadata[_RECIPE_KEY],
+        trained_map_classes=tuple(name for name in MAP_CLASSES if name in layers),
+    )
+
+
+def read_weights(run: Path) -> dict[str, torch.Tensor]:
+    """Weights and buffers of a run folder's checkpoint by name, whatever network they are of.
+
+    Raises:
+        InputError: There is none, or it is damaged.
+    """
+    return _read(run)[1]
+
+
+def _read(run: Path) -> tuple[Path, dict[str, torch.Tensor], dict[str, str]]:
     path = run / CHECKPOINT_FILE
     if not path.is_file():
         raise InputError(
@@ -64,29 +94,15 @@ def load_checkpoint(run: Path) -> Checkpoint:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}
-        config_text, recipe = metadata[_CONFIG_KEY], metadata[_RECIPE_KEY]
-        expected, layers = metadata[_DIGEST_KEY], metadata[_MAP_CLASSES_KEY]
+        keys = (_CONFIG_KEY, _RECIPE_KEY, _DIGEST_KEY, _MAP_CLASSES_KEY)
+        metadata = {key: metadata[key] for key in keys}
     except (safetensors.SafetensorError, KeyError) as error:
         raise InputError(
             f"{path} is no checkpoint of this project ({error}): train again."
         ) from error
-    if _digest(weights) != expected:
+    if _digest(weights) != metadata[_DIGEST_KEY]:
         raise InputError(f"{path} is damaged (its weights do not match their digest): train again.")
-    config = json_codec.from_json(DetectorConfig, config_text, f"{path} (configuration)")
-    detector = build_detector(config)
-    try:
-        detector.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise InputError(
-            f"{path} is of another version of the network ({first}): train again."
-        ) from error
-    return Checkpoint(
-        detector=detector.eval(),
-        config=config,
-        recipe=recipe,
-        trained_map_classes=tuple(name for name in MAP_CLASSES if name in layers.split()),
-    )
+    return path, weights, metadata
 
 
 def _digest(weights: dict[str, torch.Tensor]) -> str:
