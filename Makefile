@@ -12,7 +12,7 @@ SHAPES := --jaxtyping-packages=perception,beartype.beartype
 TEST_BUNDLE := build/test_bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-gpu bench bench-synthetic ros demo clean
+.PHONY: help setup check format test test-slow test-gpu bench bench-synthetic bench-data ros demo clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -61,6 +61,10 @@ bench: .venv/.done $(TEST_BUNDLE) ## time of the car's pipeline by stage, on a f
 bench-synthetic: .venv/.done ## speed and memory of making a synthetic log
 	@$(BIN)/python tests/benchmark_synthetic.py
 
+bench-data: .venv/.done ## time of a training sample by stage, and of the JPEG decoders
+	@mkdir -p build && test -d build/bench_log || $(BIN)/python -m perception.synthetic build/bench_log --preset tiny
+	@$(BIN)/python tests/benchmark_data.py --log build/bench_log
+
 ros: ## make .venv-ros and build the ROS 2 workspace
 	@PYTHON=$(PYTHON) bash ros2_ws/make_environment.sh
 
@@ -71,7 +75,7 @@ demo: .venv/.done ## the whole way on synthetic data: log, train, evaluate, expo
 	$(BIN)/python -m perception.synthetic $(DEMO)/drive --preset small --scenes 1 --keyframes 13 \
 	  --sweeps 10 --camera-sweeps --seed 7 --overwrite
 	$(BIN)/python training/train.py tiny_demo --data.log $(DEMO)/log --out $(DEMO)/run --overwrite $(BF16)
-	$(BIN)/python training/evaluate.py $(DEMO)/run --log $(DEMO)/log --split synthetic_val --pictures 2
+	$(BIN)/python training/evaluate.py $(DEMO)/run --log $(DEMO)/log --split synthetic_val --pictures 2 --subsets none
 	$(BIN)/python export/to_onnx.py $(DEMO)/run --out $(DEMO)/bundle --overwrite
 	$(BIN)/python runtime/replay.py $(DEMO)/bundle --log $(DEMO)/drive --out $(DEMO)/replay
 	PYTHON=$(PYTHON) bash ros2_ws/demo.sh $(DEMO)/bundle $(DEMO)/drive scene-0061 > $(DEMO)/ros2.txt

@@ -33,6 +33,7 @@ class DeployGraph(nn.Module):
         point_depth: Int[Tensor, " p"],
         point_feat: Int[Tensor, " p"],
         cell_start: Int[Tensor, " g_plus_1"],
+        depth_img: Float[Tensor, "cam h_depth w_depth"],
         pillar_points: Float[Tensor, "v m 5"],
         pillar_num_points: Int[Tensor, " v"],
         pillar_cell: Int[Tensor, " v"],
@@ -49,6 +50,7 @@ class DeployGraph(nn.Module):
                 point_depth=point_depth,
                 point_feat=point_feat,
                 cell_start=cell_start,
+                depth_img=depth_img.unsqueeze(0),
                 pillar_points=pillar_points,
                 pillar_num_points=pillar_num_points,
                 pillar_cell=pillar_cell,
@@ -57,5 +59,5 @@ class DeployGraph(nn.Module):
             )
         )
         boxes_ego, scores, labels = self.detector.box_head.decode(output.boxes)
-        map_logits = output.map_logits[0].index_select(0, self.map_channels)
+        map_logits = output.map.logits[0].index_select(0, self.map_channels)
         return boxes_ego[0], scores[0], labels[0], torch.sigmoid(map_logits.float())

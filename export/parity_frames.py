@@ -5,9 +5,15 @@ import dataclasses
 import numpy as np
 
 from perception.data.nuscenes_log import NuScenesLog
-from perception.geometry.frustum import pool_table
 from perception.geometry.pillars import build_pillars
-from perception.model_inputs import InputSpec, ModelInputs, prepare_frame
+from perception.model_inputs import (
+    CameraRig,
+    InputSpec,
+    ModelInputs,
+    prepare_frame,
+    rig_depth_images,
+    rig_pool_table,
+)
 
 
 def log_frames(log: NuScenesLog, spec: InputSpec, number: int) -> list[ModelInputs]:
@@ -26,29 +32,27 @@ def noise_frame(spec: InputSpec, seed: int = 0) -> ModelInputs:
     height, width = spec.image.height_px, spec.image.width_px
     K = np.array([[0.8 * width, 0.0, width / 2], [0.0, 0.8 * width, height / 2], [0.0, 0.0, 1.0]])
     T_ego_cam = [_camera_pose(2 * np.pi * index / num_cameras) for index in range(num_cameras)]
-    table = pool_table(
-        spec.frustum,
-        spec.bev,
-        spec.feature_height,
-        spec.feature_width,
-        [K] * num_cameras,
-        T_ego_cam,
-    )
+    rig = CameraRig(K_img_aug=(K,) * num_cameras, T_ego_cam=tuple(T_ego_cam))
+    table = rig_pool_table(rig, spec, np.eye(4))
     x_y = random.normal(0.0, 15.0, (2, 20_000))
     z_intensity_dt = random.uniform([[-2.0], [0.0], [0.0]], [[2.0], [255.0], [0.5]], (3, 20_000))
     points_ego = np.concatenate([x_y, z_intensity_dt]).astype(np.float32)
+    if not spec.use_lidar:
+        points_ego = points_ego[:, :0]
     pillars = build_pillars(points_ego, spec.pillars)
+    no_depth = np.zeros((num_cameras, 0, 0), np.float32)
     return ModelInputs(
         images=random.integers(0, 256, (num_cameras, height, width, 3), dtype=np.uint8),
         camera_mask=np.ones(num_cameras, np.float32),
         point_depth=table.point_depth,
         point_feat=table.point_feat,
         cell_start=table.cell_start,
+        depth_img=rig_depth_images(points_ego, rig, spec) if spec.depth_image else no_depth,
         pillar_points=pillars.points,
         pillar_num_points=pillars.num_points,
         pillar_cell=pillars.cell,
         cell_pillar=pillars.cell_pillar,
-        lidar_mask=np.ones(1, np.float32),
+        lidar_mask=np.full(1, spec.use_lidar, np.float32),
     )
 
 
@@ -60,6 +64,7 @@ def with_missing_sensors(frame: ModelInputs) -> list[ModelInputs]:
         "pillar_num_points": empty,
         "pillar_cell": empty,
         "cell_pillar": np.zeros_like(frame.cell_pillar),
+        "depth_img": np.zeros_like(frame.depth_img),
         "lidar_mask": np.zeros_like(frame.lidar_mask),
     }
     no_cameras = {

@@ -47,9 +47,10 @@ MEANINGS = {
     "point_depth": "frustum points by BEV cell: index into (cam, depth, h, w)",
     "point_feat": "frustum points by BEV cell: index into (cam, h, w)",
     "cell_start": "points of BEV cell g are cell_start[g] to cell_start[g + 1], excluded",
+    "depth_img": "LiDAR depth [m] at each pixel, 0 where no point is; empty where not asked for",
     "pillar_points": "LiDAR points per pillar, columns as point_columns, zero where unused",
     "pillar_num_points": "points used per pillar",
-    "pillar_cell": "pillar's cell, iy * nx + ix",
+    "pillar_cell": "pillar's cell, (iz * ny + iy) * nx + ix",
     "cell_pillar": "cell's pillar, counted from 1; 0 where the cell is empty",
     "lidar_mask": "1 where the LiDAR counts, else 0",
     "boxes_ego": "columns as box_columns, ego frame at the frame's stamp, SI units, best first",
@@ -75,8 +76,13 @@ def export_checkpoint(
 
     Raises:
         InputError: The exported file disagrees with torch, and there is no bundle; or the folder
-            exists or cannot be made.
+            exists or cannot be made; or the network cannot be exported yet.
     """
+    if checkpoint.config.inputs.pillars.num_slices > 1:
+        raise InputError(
+            f"Recipe {checkpoint.recipe!r} has a sparse voxel encoder, which bundles cannot carry "
+            "yet: train one with pillars."
+        )
     graph = DeployGraph(checkpoint)
     noise = noise_frame(checkpoint.config.inputs)
     compared = [noise, *frames, *with_missing_sensors(frames[0] if frames else noise)]
@@ -143,7 +149,7 @@ def model_card(checkpoint: Checkpoint, graph: DeployGraph, example: ModelInputs)
         detection_classes=DETECTION_CLASSES,
         map_classes=checkpoint.trained_map_classes,
         map_grid=checkpoint.config.map_head.grid,
-        num_boxes=checkpoint.config.box_head.num_boxes,
+        num_boxes=len(outputs.scores),
         input_tensors=tuple(_tensor_spec(name, getattr(example, name)) for name in TENSOR_NAMES),
         output_tensors=tuple(
             _tensor_spec(name, getattr(outputs, name)) for name in parity.OUTPUT_NAMES

@@ -19,7 +19,13 @@ from perception.data.nuscenes_log import NuScenesLog
 from perception.errors import InputError, run_command
 from perception.geometry import rigid
 from perception.messages import LidarSweep, SensorFrame
-from perception.model_inputs import accumulate, frame_pool_table, prepare_frame, usable_sweeps
+from perception.model_inputs import (
+    accumulate,
+    camera_rig,
+    prepare_frame,
+    rig_pool_table,
+    usable_sweeps,
+)
 from runtime.latency import LatencyRecorder
 from runtime.pipeline import Pipeline
 
@@ -46,7 +52,9 @@ def main() -> None:
         recorder.add_all(pipeline.process(frame).stage_ms)
         parts = {
             "images (1 thread)": lambda: [spec.image.apply(i.rgb) for i in frame.images.values()],
-            "pool table (1 thread)": lambda: frame_pool_table(frame, spec, spec.cameras),
+            "pool table (1 thread)": lambda: rig_pool_table(
+                camera_rig(frame, spec), spec, np.eye(4)
+            ),
             "accumulate (1 thread)": lambda: accumulate(
                 frame, usable_sweeps(frame, spec), spec.pillars
             ),

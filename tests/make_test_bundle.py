@@ -13,17 +13,17 @@ from perception.checkpoint import Checkpoint
 from perception.errors import run_command
 from perception.models.detector import build_detector
 from perception.taxonomy import MAP_CLASSES
-from training.recipes import tiny
+from training.recipes import tiny_fusion
 
 
 def main() -> None:
     """Export random weights, without a log."""
     torch.manual_seed(0)
-    config = tiny().detector
+    config = tiny_fusion().detector
     checkpoint = Checkpoint(
         detector=build_detector(config).eval(),
         config=config,
-        recipe="tiny",
+        recipe="tiny_fusion",
         trained_map_classes=MAP_CLASSES,
     )
     export_checkpoint(checkpoint, Path(sys.argv[1]), frames=[], overwrite=True)

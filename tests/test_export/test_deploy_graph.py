@@ -16,7 +16,7 @@ def test_the_graph_gives_the_detector_s_boxes_and_its_trained_layers(small_run):
     with torch.no_grad():
         raw = checkpoint.detector(collate_inputs([frame], checkpoint.config.inputs))
         boxes, scores, labels = checkpoint.detector.box_head.decode(raw.boxes)
-    prob = torch.sigmoid(raw.map_logits[0])
+    prob = torch.sigmoid(raw.map.logits[0])
     assert checkpoint.trained_map_classes == ("drivable_area", "walkway")
     for channel, name in enumerate(checkpoint.trained_map_classes):
         expected = prob[MAP_CLASSES.index(name)].numpy()

@@ -1,19 +1,28 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from small_detector import small_config
 
 from export.deploy_graph import DeployGraph
 from export.parity import (
     ParityReport,
     ParityRow,
+    agreeing,
     decided,
     frame_errors,
     match_boxes,
     run_with_leads,
 )
 from export.parity_frames import noise_frame
-from perception.checkpoint import load_checkpoint
+from export.to_onnx import export_checkpoint
+from perception.checkpoint import Checkpoint, load_checkpoint
 from perception.data.collate import collate_inputs
+from perception.models.detector import build_detector
+from perception.models.heads.query_box_head import QueryBoxHeadConfig
+from perception.models.heads.query_map_head import QueryMapHeadConfig
+from perception.taxonomy import MAP_CLASSES
 from runtime.engines.base import ModelOutputs
 
 
@@ -44,6 +53,13 @@ def test_a_box_at_the_end_of_either_list_or_level_with_a_neighbour_is_a_tie():
     assert decided(a, b, lead).tolist() == [True, False, False, False]
 
 
+def test_a_tie_that_came_out_alike_is_compared():
+    a = outputs([(k, 0) for k in range(4)], [0] * 4, [0.9, 0.5, 0.3, 0.2])
+    # the second is 2 mm off, the third's score 0.01, the fourth is not there
+    b = outputs([(0, 0), (1.002, 0), (2, 0), (9, 0)], [0] * 4, [0.9, 0.5, 0.31, 0.2])
+    assert agreeing(a, b).tolist() == [True, False, False, False]
+
+
 def test_the_lead_of_a_peak_is_over_the_cells_around_it(small_run):
     checkpoint = load_checkpoint(small_run)
     frame = noise_frame(checkpoint.config.inputs)
@@ -60,6 +76,29 @@ def test_the_lead_of_a_peak_is_over_the_cells_around_it(small_run):
         patch = score[labels[k], rows, max(column - 1, 0) : column + 2].ravel()
         second = np.sort(patch)[-2]
         assert lead[k] == pytest.approx(scores[k] - second, abs=1e-7)
+
+
+def test_query_heads_come_out_of_the_file_as_they_are_in_torch(tmp_path):
+    torch.manual_seed(0)
+    small, size = small_config(), {"channels": 16, "num_heads": 2, "ffn_channels": 16}
+    config = dataclasses.replace(
+        small,
+        box_head=QueryBoxHeadConfig(num_queries=50, branch_channels=16, **size),
+        map_head=QueryMapHeadConfig(grid=small.map_head.grid, **size),
+    )
+    detector = build_detector(config)
+    with torch.no_grad():
+        detector.box_head.heatmap[-1].weight *= 100  # peaks as clear as after training
+    checkpoint = Checkpoint(
+        detector=detector,
+        config=config,
+        recipe="queries",
+        trained_map_classes=MAP_CLASSES,
+    )
+    report = export_checkpoint(checkpoint, tmp_path / "bundle", [])
+    # noise, and three frames without sensors; the one without any is as flat as can be
+    assert report.num_frames == 4
+    assert report.num_matched == report.num_boxes >= 50
 
 
 def test_yaw_wraps_round():
