@@ -63,8 +63,13 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether there was something to compare, every box was found again and all agrees."""
-        return 0 < self.num_boxes == self.num_matched and all(row.passed for row in self.rows)
+        """Whether enough was compared, every box of it was found again and all agrees."""
+        return self.boxes_passed and all(row.passed for row in self.rows)
+
+    @property
+    def boxes_passed(self) -> bool:
+        """Whether every compared box was found again, and ties do not outnumber them."""
+        return 0 < self.num_boxes == self.num_matched and self.num_ties <= self.num_boxes
 
     def table(self) -> str:
         """Plain-text table."""
@@ -72,7 +77,7 @@ class ParityReport:
         for row in self.rows:
             verdict = "" if row.passed else "   FAILED"
             lines.append(f"{row.output:<16}{row.max_error:>20.2e}{row.bound:>12.0e}{verdict}")
-        verdict = "" if 0 < self.num_boxes == self.num_matched else "   FAILED"
+        verdict = "" if self.boxes_passed else "   FAILED"
         lines.append(
             f"{self.num_matched} of {self.num_boxes} boxes matched in {self.num_frames} frames"
             f"{verdict}; {self.num_ties} ties left out"
@@ -93,7 +98,7 @@ def compare(graph: DeployGraph, bundle: Bundle, frames: Sequence[ModelInputs]) -
         num_ties += int((~is_compared).sum())
         num_matched += len(matched)
         for name, error in frame_errors(expected, got, matched).items():
-            errors[name] = float(np.fmax(errors[name], error)) if error == error else np.nan
+            errors[name] = float(np.maximum(errors[name], error))  # keeps NaN
     rows = [
         ParityRow(output=name, max_error=errors[name], bound=MAX_ERROR[name]) for name in errors
     ]
@@ -137,7 +142,7 @@ def decided(
     A plateau of a hardly trained heatmap that falls into peaks in one and not in the other may
     also push the last boxes off the end of the list; the higher of both ends is the cut.
     """
-    cut = max(expected.scores.min(), got.scores.min())
+    cut = np.maximum(expected.scores.min(), got.scores.min())
     return (expected.scores > cut + TIE_MARGIN) & (lead > TIE_MARGIN)
 
 

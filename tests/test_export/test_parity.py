@@ -109,13 +109,13 @@ def test_yaw_wraps_round():
 
 
 @pytest.mark.parametrize(
-    ("error", "matched", "boxes", "passed"),
-    [(1e-6, 3, 3, True), (2e-4, 3, 3, False), (np.nan, 3, 3, False), (0.0, 2, 3, False),
-     (0.0, 0, 0, False)],
+    ("error", "matched", "boxes", "ties", "passed"),
+    [(1e-6, 3, 3, 3, True), (2e-4, 3, 3, 0, False), (np.nan, 3, 3, 0, False),
+     (0.0, 2, 3, 0, False), (0.0, 0, 0, 0, False), (0.0, 3, 3, 4, False)],
 )  # fmt: skip
-def test_what_passes(error, matched, boxes, passed):
+def test_what_passes(error, matched, boxes, ties, passed):
     row = ParityRow(output="map_prob", max_error=error, bound=1e-4)
     report = ParityReport(
-        rows=(row,), num_frames=1, num_boxes=boxes, num_matched=matched, num_ties=5
+        rows=(row,), num_frames=1, num_boxes=boxes, num_matched=matched, num_ties=ties
     )
     assert report.passed is passed

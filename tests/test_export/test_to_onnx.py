@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -6,16 +7,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from settled_detector import settled_checkpoint
+from small_detector import small_config
 
 from export import parity
 from export.deploy_graph import DeployGraph
 from export.parity_frames import log_frames, noise_frame, with_missing_sensors
 from export.to_onnx import export_checkpoint
 from perception.bundle import load_bundle
-from perception.checkpoint import load_checkpoint
+from perception.checkpoint import Checkpoint, load_checkpoint
 from perception.data.nuscenes_log import NuScenesLog
 from perception.errors import InputError
 from perception.model_inputs import TENSOR_NAMES
+from perception.models.detector import build_detector
 from runtime.engines.base import OUTPUT_NAMES
 from runtime.engines.onnx_engine import OnnxEngine
 
@@ -61,6 +65,63 @@ def test_the_file_agrees_with_torch_on_frames_it_was_not_traced_with(small_run, 
     )
     report = parity.compare(DeployGraph(checkpoint), bundle, frames)
     assert report.passed, report.table()
+
+
+def test_what_is_no_number_fails_in_whatever_frame_it_is(small_run, bundle, monkeypatch):
+    graph = DeployGraph(load_checkpoint(small_run))
+    frames = [noise_frame(small_config().inputs, seed) for seed in (1, 2)]
+    calls = []
+
+    def torch_with_a_nan_in_the_first(graph, inputs, run=parity.run_torch):
+        outputs = run(graph, inputs)
+        if not calls:
+            outputs.map_prob[0, 3, 4] = np.nan
+        calls.append(inputs)
+        return outputs
+
+    monkeypatch.setattr(parity, "run_torch", torch_with_a_nan_in_the_first)
+    report = parity.compare(graph, bundle, frames)
+    assert len(calls) == 2
+    assert not report.passed
+
+
+ONE_SENSOR = {
+    "cameras": {"inputs": {"use_lidar": False, "depth_image": False}, "point_encoder": None},
+    "lidar": {
+        "inputs": {"cameras": (), "depth_image": False},
+        "image_encoder": None,
+        "view_transform": None,
+    },
+}
+
+
+@pytest.mark.parametrize("sensors", sorted(ONE_SENSOR))
+def test_a_network_of_one_sensor_alone_comes_out_as_it_is(sensors, small_log_root, tmp_path):
+    # traced with lists of length 0 for the sensor that it lacks
+    small = small_config()
+    change = dict(ONE_SENSOR[sensors])
+    change["inputs"] = dataclasses.replace(small.inputs, **change["inputs"])
+    config = dataclasses.replace(small, separate_bev_encoders=sensors == "lidar", **change)
+    checkpoint = settled_checkpoint(NuScenesLog(small_log_root), config)
+    export_checkpoint(checkpoint, tmp_path / "bundle", [])
+    frames = [noise_frame(config.inputs, seed) for seed in (5, 6)]
+    report = parity.compare(DeployGraph(checkpoint), load_bundle(tmp_path / "bundle"), frames)
+    assert report.passed, report.table()
+
+
+def test_a_sparse_encoder_is_refused_in_one_sentence(tmp_path):
+    pillars = dataclasses.replace(small_config().inputs.pillars, num_slices=8)
+    config = dataclasses.replace(
+        small_config(), inputs=dataclasses.replace(small_config().inputs, pillars=pillars)
+    )
+    checkpoint = Checkpoint(
+        detector=build_detector(small_config()),
+        config=config,
+        recipe="voxels",
+        trained_map_classes=(),
+    )
+    with pytest.raises(InputError, match="'voxels' has a sparse voxel encoder"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", [])
 
 
 def test_two_runs_give_the_same_bits_for_any_number_of_threads(bundle, small_run):
