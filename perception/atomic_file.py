@@ -53,7 +53,12 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+            # renamed first: a reader, or whoever comes after a kill, never finds half a folder
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.replace(old)
+            temporary.replace(path)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

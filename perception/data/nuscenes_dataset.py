@@ -30,6 +30,7 @@ from perception.data.collate import collate_inputs, to_device
 from perception.data.faults import FaultConfig, inject
 from perception.data.map_layers import MapLayers, MapRaster
 from perception.data.nuscenes_log import Annotations, NuScenesLog
+from perception.data.sensor_files import jpeg_decoder
 from perception.data.targets import FrameBoxTargets, box_targets
 from perception.errors import InputError
 from perception.geometry import boxes as box_geometry
@@ -44,7 +45,7 @@ from perception.model_inputs import (
 )
 from perception.models.depth_supervision import UNKNOWN, DepthTargets, depth_bins
 from perception.models.detector import DetectorConfig, InputTensors
-from perception.models.heads.center_head import BoxTargets
+from perception.models.heads.box_code import BoxTargets
 from perception.models.heads.map_head import MapTargets
 from perception.taxonomy import DETECTION_CLASS_OF_CATEGORY, DETECTION_CLASSES, LIDAR, MAP_CLASSES
 
@@ -145,6 +146,8 @@ class NuScenesDataset(Dataset[Sample | DamagedSample]):
         self.sampling = sampling
         self.seed = seed
         self.map_layers = MapLayers(log, detector.map_head.grid)
+        if self.spec.cameras:
+            jpeg_decoder()  # what is not installed is no damage of samples
         self._with_depth = sampling.depth_targets and bool(self.spec.cameras)
         self._sensors = {*self.spec.sensors, LIDAR} if self._with_depth else set(self.spec.sensors)
 
@@ -234,7 +237,10 @@ class NuScenesDataset(Dataset[Sample | DamagedSample]):
         )
 
     def _blank(self) -> Sample:
-        """Every sensor masked, nothing labelled: it adds nothing to any loss."""
+        """Every sensor masked, nothing labelled: it adds nothing to any loss.
+
+        Batch norm counts its black images and its empty grid all the same.
+        """
         spec, grid = self.spec, self.map_layers.grid
         frame = SensorFrame(
             stamp_ns=0,

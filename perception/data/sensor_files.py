@@ -1,5 +1,6 @@
 """The files of a nuScenes log's sensors: JPEG pictures and binary point lists."""
 
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,21 @@ LIDAR_POINT_BYTES = 20
 
 class UnusableFileError(Exception):
     """What is wrong with a sensor's file; a log names it and goes on."""
+
+
+def jpeg_decoder() -> types.ModuleType:
+    """The library that decodes pictures.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        import simplejpeg  # only logs need it: a car's cameras give raw images
+    except ImportError as error:
+        raise InputError(
+            "Reading a log's images needs simplejpeg: pip install 'bev-perception[replay]'."
+        ) from error
+    return simplejpeg
 
 
 def read_points(path: Path) -> Float32[np.ndarray, "4 n"]:
@@ -42,15 +58,10 @@ def read_image(path: Path, width: int, height: int) -> UInt8[np.ndarray, "h w 3"
         UnusableFileError: The file is missing, no whole JPEG, or of another size.
         InputError: The decoder is not installed.
     """
-    try:
-        import simplejpeg  # only logs need it: a car's cameras give raw images
-    except ImportError as error:
-        raise InputError(
-            "Reading a log's images needs simplejpeg: pip install 'bev-perception[replay]'."
-        ) from error
+    decoder = jpeg_decoder()
     content = _read(path)
     try:
-        rgb = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
+        rgb = decoder.decode_jpeg(content, colorspace="RGB", strict=True)
     except (ValueError, RuntimeError) as error:
         raise UnusableFileError(f"is no valid JPEG: {error}") from error
     if rgb.shape != (height, width, 3):

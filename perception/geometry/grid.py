@@ -4,7 +4,7 @@
 `min + i * cell` (included) to `min + (i + 1) * cell` (excluded).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,25 @@ class BevGrid:
     def num_cells(self) -> int:
         """Rows times columns."""
         return self.nx * self.ny
+
+    def fine_cells(self, fine: "BevGrid", allowed: tuple[int, ...]) -> int:
+        """Cells of a finer grid along each edge of one of this grid's cells.
+
+        Raises:
+            ValueError: The grids have different ranges, or it is none of the allowed numbers.
+        """
+        ratio = round(self.cell / fine.cell)
+        same_range = fine == replace(self, cell=fine.cell) and (fine.nx, fine.ny) == (
+            ratio * self.nx,
+            ratio * self.ny,
+        )
+        if ratio not in allowed or not same_range:
+            numbers = " or ".join(str(number) for number in allowed)
+            raise ValueError(
+                f"{fine} under {self}, expected the same range and {numbers} cells of the first "
+                "per cell of the second along each axis"
+            )
+        return ratio
 
     def flat_index(
         self, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]

@@ -14,6 +14,9 @@ from perception.geometry.grid import BevGrid
 POINT_COLUMNS = ("x", "y", "z", "intensity", "dt")
 """x, y, z [m] in the ego frame, intensity 0..255, age against the frame's stamp [s]."""
 
+INTENSITY_MAX = 255.0
+"""Source: nuScenes, LIDAR_TOP file format."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PillarConfig:

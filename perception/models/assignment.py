@@ -11,9 +11,9 @@ from scipy.optimize import linear_sum_assignment
 
 from perception.geometry import boxes as box_geometry
 from perception.geometry.grid import BevGrid
+from perception.models.losses import FOCAL_GAMMA
 
 FOCAL_ALPHA = 0.25
-FOCAL_GAMMA = 2.0
 """Source: specs, base network section 7, matching."""
 
 FORBIDDEN = 1e6

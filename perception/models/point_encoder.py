@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from perception.geometry.grid import BevGrid
-from perception.geometry.pillars import PillarConfig
+from perception.geometry.pillars import INTENSITY_MAX, PillarConfig
 from perception.models.blocks import conv_bn_relu, full_precision
 
 NUM_POINT_FEATURES = 10
@@ -35,16 +35,7 @@ class PillarEncoder(nn.Module):
             raise ValueError(f"{pillars.num_slices} slices of points, expected 1 for pillars")
         self.out_channels = config.channels
         pillar_grid = pillars.grid
-        stride = round(bev_grid.cell / pillar_grid.cell)
-        same_range = (pillar_grid.nx, pillar_grid.ny) == (
-            bev_grid.nx * stride,
-            bev_grid.ny * stride,
-        )
-        if stride not in (1, 2) or not same_range:
-            raise ValueError(
-                f"pillar cell is {pillar_grid.cell} m and BEV cell {bev_grid.cell} m, expected the "
-                "same range and the same cell or half of it"
-            )
+        stride = bev_grid.fine_cells(pillar_grid, allowed=(1, 2))
         self.grid = pillar_grid
         self.point_net = nn.Sequential(
             nn.Linear(NUM_POINT_FEATURES, config.pillar_channels),
@@ -96,7 +87,7 @@ class PillarEncoder(nn.Module):
             [
                 xyz[..., :2] / grid.x_max,
                 xyz[..., 2:],
-                intensity / 255.0,
+                intensity / INTENSITY_MAX,
                 dt,
                 (xyz[..., :2] - center) / grid.cell,
                 xyz - mean,

@@ -9,7 +9,6 @@ In training each convolution runs over pairs of rows; `SparseEncoder.tables` and
 are the same network as Gather and MatMul, for export.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from perception.geometry.grid import BevGrid
-from perception.geometry.pillars import POINT_COLUMNS, PillarConfig
+from perception.geometry.pillars import INTENSITY_MAX, POINT_COLUMNS, PillarConfig
 from perception.models import sparse_conv_spconv
 from perception.ops.sparse_conv import (
     SUBMANIFOLD,
@@ -37,8 +36,6 @@ from perception.ops.sparse_conv import (
 
 XY_STRIDE = 8
 """BEV cell in voxels. Source: specs, base network section 5."""
-INTENSITY_MAX = 255.0
-"""Intensity is scaled to 0..1, the other columns go in as they are. Source: ours, as in pillars."""
 Meeting = ConvPairs | Int[Tensor, "_ _"]
 """Which input rows an output row sees: pairs (any use) or a neighbour table (evaluation)."""
 
@@ -169,14 +166,7 @@ class SparseEncoder(nn.Module):
     def __init__(self, config: SparseEncoderConfig, pillars: PillarConfig, bev_grid: BevGrid):
         super().__init__()
         grid = pillars.grid
-        if grid != dataclasses.replace(bev_grid, cell=grid.cell) or (grid.nx, grid.ny) != (
-            XY_STRIDE * bev_grid.nx,
-            XY_STRIDE * bev_grid.ny,
-        ):
-            raise ValueError(
-                f"voxel cell is {grid.cell} m and BEV cell {bev_grid.cell} m, expected the same "
-                f"range and a BEV cell of {XY_STRIDE} voxels"
-            )
+        bev_grid.fine_cells(grid, allowed=(XY_STRIDE,))
         self.num_slices = pillars.num_slices
         # one slice of padding on top. Source: specs, base network section 3
         self.size: Axes = (pillars.num_slices + 1, grid.ny, grid.nx)
@@ -305,6 +295,7 @@ def voxel_features(
 ) -> Float[Tensor, "v 5"]:
     """Mean of each voxel's points. Source: specs, base network section 5."""
     mean = pillar_points.sum(dim=1) / pillar_num_points.clamp(min=1).unsqueeze(1)
+    # intensity to 0..1, as for pillars; the other columns as they are
     return mean / mean.new_tensor((1.0, 1.0, 1.0, INTENSITY_MAX, 1.0))
 
 

@@ -1,12 +1,11 @@
 """Image features to the BEV grid: a depth distribution per pixel, then the BEV pool."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from perception.geometry.grid import BevGrid
 from perception.model_inputs import InputSpec
 from perception.models.blocks import conv_bn_relu, full_precision
 from perception.ops.bev_pool import bev_pool
@@ -43,7 +42,7 @@ class ViewTransform(nn.Module):
 
     def __init__(self, config: ViewTransformConfig, c_in: int, spec: InputSpec):
         super().__init__()
-        stride = _stride(spec.camera_grid, spec.bev)
+        stride = spec.bev.fine_cells(spec.camera_grid, allowed=(1, 2))
         self.grid = spec.camera_grid
         self.num_depths = spec.frustum.num_depths
         self.out_channels = channels = config.channels
@@ -116,14 +115,3 @@ class DepthImageEncoder(nn.Module):
         with full_precision(depth_img):
             x = self.layers[0](depth_img)
         return self.layers[1:](x)
-
-
-def _stride(camera_grid: BevGrid, bev_grid: BevGrid) -> int:
-    """Cells of the camera's grid per cell of the network's, along an axis."""
-    stride = round(bev_grid.cell / camera_grid.cell)
-    if stride not in (1, 2) or camera_grid != replace(bev_grid, cell=bev_grid.cell / stride):
-        raise ValueError(
-            f"camera grid is {camera_grid} and BEV grid {bev_grid}, expected the same range and "
-            "the same cell or half of it"
-        )
-    return stride
