@@ -21,7 +21,7 @@ from training.train import Options, run_training
 # forked from a process that has done nothing but the imports: a fork of this one, whose threads
 # have computed, hangs now and then
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["training_processes"])
+CONTEXT.set_forkserver_preload(["training.train", "jaxtyping", "pytest"])
 
 
 def training_config(log_root: Path, *, num_workers: int = 0, **optim: object) -> TrainConfig:

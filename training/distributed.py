@@ -86,10 +86,14 @@ def join() -> Iterator[Ranks]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
+        num_local, num_gpus = (
+            int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            torch.cuda.device_count(),
+        )
+        if num_local > num_gpus:
             raise InputError(
-                f"Process {local_rank} of this machine has no GPU of its own, there are "
-                f"{torch.cuda.device_count()}: pass torchrun --nproc-per-node that number."
+                f"There are {num_local} processes on this machine and {num_gpus} GPUs: pass "
+                f"torchrun --nproc-per-node {num_gpus} or fewer."
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)

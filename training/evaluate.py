@@ -41,12 +41,11 @@ from training.evaluation_report import (
 )
 from training.map_metrics import MapIou
 from training.prediction import Precision, predict_batch
-from training.report import write_report
+from training.report import EVALUATION_FILE, EVALUATION_FOLDER, write_report
 from training.run_log import METRICS_FILE
 from training.sensor_subsets import SensorSubset, SubsetChoice, sensor_subsets
 from training.splits import ALL_SCENES, split_tokens
 
-REPORT_FILE = "evaluation.json"
 RESULTS_FILE = "results_nusc.json"
 PICTURE_FILES = "keyframe_{}.png"
 
@@ -147,7 +146,7 @@ def evaluate_run(
         command=shlex.join(sys.argv),
         environment=provenance.environment(),
     )
-    atomic_file.write_text(out / REPORT_FILE, report.to_json())
+    atomic_file.write_text(out / EVALUATION_FILE, report.to_json())
     return report
 
 
@@ -347,7 +346,7 @@ def main() -> None:
         num_workers=arguments.workers,
     )
     log = NuScenesLog(arguments.log, arguments.version)
-    out = arguments.out or run / "evaluation"
+    out = arguments.out or run / EVALUATION_FOLDER
     print_report(evaluate_run(run, log, arguments.split, arguments.frames, out, options))
     sys.stdout.write(f"report and pictures: {out}\n")
     if (run / METRICS_FILE).is_file():

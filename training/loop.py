@@ -14,12 +14,13 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch.utils.data import DataLoader
 
-from perception import atomic_file, json_codec
+from perception import atomic_file, json_codec, provenance
 from perception.checkpoint import CHECKPOINT_FILE, Checkpoint, save_checkpoint
 from perception.data.nuscenes_dataset import (
     Batch,
@@ -134,8 +135,6 @@ class Training:
     ):
         self.config, self.dataset, self.run, self.ranks = config, dataset, run, ranks
         self.profile = profile
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
         self.order = sample_order(config, dataset, ranks)
         self._num_bad = 0
         self._store = CheckpointStore(run)
@@ -158,7 +157,8 @@ class Training:
         if snapshot is not None:
             self._restore(snapshot)
             self.state = snapshot.state
-            self.notes.append(("resumed", f"resumed after step {self.state.step}"))
+            made_with = f"commit {provenance.commit_name()}, {ranks.world_size} processes"
+            self.notes.append(("resumed", f"resumed after step {self.state.step}: {made_with}"))
 
     def train(self, log: Log) -> bool:
         """Do the steps that are left.
@@ -172,7 +172,7 @@ class Training:
         first, num_steps = self.state.step, self.config.optim.steps
         for kind, text in self.notes:
             log.event(first, kind, text)
-        if first == 0:
+        if first == 0 and not self._store.steps():
             self._save(log)
         with StopRequest() as stop, contextlib.closing(self._batches()) as batches:
             for step in range(first, num_steps):
@@ -185,7 +185,7 @@ class Training:
                         self._save(log)
                 if self.profile:
                     self.profile.end_step()
-                if asked and self.state.step < num_steps:
+                if asked and is_good and self.state.step < num_steps:
                     return False
         return True
 
@@ -286,6 +286,9 @@ class Training:
     def _batches(self) -> Generator[list[Batch], None, None]:
         """The micro-batches of each step that is left."""
         num_workers = self.config.data.num_workers
+        # the cores are the network's and the workers'; a worker that is a fork must not inherit
+        # OpenCV's threads, whose like it does not have
+        cv2.setNumThreads(1)
         loader = DataLoader(
             self.dataset,
             batch_sampler=self.order.micro_batches(self.state.step, self.config.optim.steps),

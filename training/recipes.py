@@ -144,6 +144,8 @@ def tiny_overfit() -> TrainConfig:
 def p075_fusion() -> TrainConfig:
     """Camera + LiDAR at full size, 0.075 m voxels, for GPUs. Start it from p075_lidar's run.
 
+    Weights are random: give --init-from, and --detector.image-encoder.weights for the backbone.
+
     Source: specs, base network sections 3-9 (starting from nothing costs some 5-10 mAP: section 12,
     trap 6).
     """

@@ -38,11 +38,10 @@ from training.html_page import (
     tiles,
     whole,
 )
+from training.run_folder import CONFIG_FILE, ENVIRONMENT_FILE
 from training.run_log import read_events, read_metrics
 
-REPORT_FILE = "report.html"
-CONFIG_FILE = "config.json"
-ENVIRONMENT_FILE = "environment.json"
+PAGE_FILE = "report.html"
 EVALUATION_FOLDER = "evaluation"
 EVALUATION_FILE = "evaluation.json"
 MAX_PICTURES = 12
@@ -85,7 +84,7 @@ def write_report(run: Path) -> Path:
         folded("Configuration", json.dumps(config, indent=2)) if config else "",
         folded("Environment", json.dumps(_counted(environment), indent=2)) if environment else "",
     ]
-    path = run / REPORT_FILE
+    path = run / PAGE_FILE
     atomic_file.write_text(path, whole(name, sections))
     return path
 

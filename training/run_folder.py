@@ -30,8 +30,8 @@ CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 _LOCK_FILE = ".lock"
 
-FREE_FIELDS = frozenset({"data.num_workers", "num_threads"})
-"""Fields that may differ when a run is gone on with: where and how fast, not what."""
+FREE_FIELDS = frozenset({"data.num_workers", "data.max_damaged_share"})
+"""Fields that may differ when a run is gone on with: they change no number."""
 
 
 @contextlib.contextmanager
@@ -52,8 +52,6 @@ def opened_run(
         InputError: The folder is another's, finished, in use or cannot be made.
     """
     check_run(run, config, overwrite)
-    if overwrite and run.exists():
-        shutil.rmtree(run)
     try:
         run.mkdir(parents=True, exist_ok=True)
         lock = (run / _LOCK_FILE).open("w")
@@ -68,6 +66,8 @@ def opened_run(
             ) from error
         for leftover in run.glob(".*.tmp"):  # of a kill while a file was written
             leftover.unlink()
+        if overwrite:
+            _empty(run)
         if not (run / CONFIG_FILE).is_file():
             atomic_file.write_text(run / CONFIG_FILE, json_codec.to_json(config))
         if not (run / ENVIRONMENT_FILE).is_file():
@@ -76,6 +76,16 @@ def opened_run(
         yield run
         if (run / CHECKPOINT_FILE).is_file():
             (run / _LOCK_FILE).unlink()
+
+
+def _empty(run: Path) -> None:
+    for path in run.iterdir():
+        if path.name == _LOCK_FILE:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def check_run(run: Path, config: TrainConfig, overwrite: bool) -> None:

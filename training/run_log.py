@@ -28,7 +28,7 @@ from training.config import TrainConfig
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
-NOT_LOSSES = frozenset({"grad_norm", "lr", "loss_scale"})
+NOT_LOSSES = frozenset({"grad_norm", "lr"})
 """Values of a step that are no losses."""
 STEP_TIME = "step"
 """Key in `timing` of the whole step, the wait for its data included [s]."""

@@ -34,5 +34,5 @@ class StopRequest:
 
 def ignore_stop_requests(worker: int) -> None:
     """Let a `DataLoader`'s worker live until its parent ends it: Ctrl-C reaches both."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in _SIGNALS:  # sent to the whole group by terminals, torchrun and batch systems
+        signal.signal(number, signal.SIG_IGN)

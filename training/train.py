@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from perception import json_codec
@@ -108,6 +109,8 @@ def run_training(config: TrainConfig, options: Options | None = None) -> bool:
     log = NuScenesLog(Path(config.data.log), config.data.version or None)
     tokens = split_tokens(log, config.data.split, config.data.frames)
     dataset = NuScenesDataset(log, tokens, config.detector, sample_config(config), config.seed)
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
     with join() as ranks:
         if options.dry_run:
             _say(ranks, f"keyframes: {len(tokens)}\n{dry_run.describe(config, dataset, ranks)}")
@@ -152,11 +155,11 @@ def _say(ranks: Ranks, text: str) -> None:
 
 @contextlib.contextmanager
 def _errors_of_the_first_process() -> Iterator[None]:
-    """What all processes of a training find wrong is said once."""
+    """What all processes of a machine find wrong is said once."""
     try:
         yield
     except InputError:
-        if int(os.environ.get("RANK", "0")) > 0:
+        if int(os.environ.get("LOCAL_RANK", "0")) > 0:
             sys.exit(2)
         raise
 

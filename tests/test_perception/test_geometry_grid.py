@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -102,3 +104,16 @@ def test_ranges_that_are_no_whole_number_of_cells_are_refused(change, message) -
     values = {"x_min": -10.0, "x_max": 10.0, "y_min": -10.0, "y_max": 10.0, "cell": 1.0} | change
     with pytest.raises(ValueError, match=message):
         BevGrid(**values)
+
+
+def test_a_finer_grid_has_a_whole_number_of_cells_in_each_cell():
+    # 54 m to each side: 0.6 m cells hold 8 voxels of 0.075 m along each edge
+    coarse = BevGrid(x_min=-54.0, x_max=54.0, y_min=-54.0, y_max=54.0, cell=0.6)
+    assert coarse.fine_cells(dataclasses.replace(coarse, cell=0.075), allowed=(8,)) == 8
+    assert coarse.fine_cells(coarse, allowed=(1, 2)) == 1
+    shifted = BevGrid(x_min=0.0, x_max=108.0, y_min=-54.0, y_max=54.0, cell=0.3)
+    uneven = dataclasses.replace(coarse, cell=0.4)
+    fine = dataclasses.replace(coarse, cell=0.15)
+    for other in (shifted, uneven, fine):
+        with pytest.raises(ValueError, match="expected the same range and 1 or 2 cells"):
+            coarse.fine_cells(other, allowed=(1, 2))

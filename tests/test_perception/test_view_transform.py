@@ -194,7 +194,7 @@ def test_shapes_of_full_size(depth_image):
 )
 def test_a_camera_grid_that_does_not_fit_is_refused(changes):
     spec = input_spec(camera_grid=dataclasses.replace(GRID, **changes))
-    with pytest.raises(ValueError, match="expected the same range and the same cell or half"):
+    with pytest.raises(ValueError, match="expected the same range and 1 or 2 cells"):
         ViewTransform(ViewTransformConfig(channels=5, hidden_channels=7), 16, spec)
 
 

@@ -44,7 +44,7 @@ def test_a_fusion_network_begins_as_the_lidar_network_it_comes_from(tmp_path):
     camera = saved(CAMERA, tmp_path / "camera", seed=2)
     fusion, taken = build_detector(FUSION).eval(), set()
     said = take_weights(fusion, tmp_path / "lidar", taken)
-    assert "point_encoder 16 of 16" in said
+    assert "point_encoder 21 of 21" in said
     assert "fusion 6 of 6" in said
     take_weights(fusion, tmp_path / "camera", taken)
     # all six cameras are there, and yet: their channels of the fuser are zero
