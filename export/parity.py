@@ -34,6 +34,11 @@ TIE_MARGIN = 1e-5
 leads a neighbouring cell, or the last box kept, by less may come out or not."""
 
 
+MIN_COMPARED_SHARE = 0.1
+"""Boxes that no tie decides, of all: with fewer, the comparison says little. Source: ours, networks
+of random weights have a third and more."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParityRow:
     """One output over all frames."""
@@ -68,8 +73,9 @@ class ParityReport:
 
     @property
     def boxes_passed(self) -> bool:
-        """Whether every compared box was found again, and ties do not outnumber them."""
-        return 0 < self.num_boxes == self.num_matched and self.num_ties <= self.num_boxes
+        """Whether every compared box was found again, and enough were compared."""
+        enough = MIN_COMPARED_SHARE * (self.num_boxes + self.num_ties)
+        return 0 < self.num_boxes == self.num_matched and self.num_boxes >= enough
 
     def table(self) -> str:
         """Plain-text table."""

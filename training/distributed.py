@@ -7,6 +7,7 @@ is one process, and every function here is the identity.
 import contextlib
 import json
 import os
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -103,6 +104,10 @@ def join() -> Iterator[Ranks]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(rank=dist.get_rank(), world_size=world_size, device=device)
+    except BaseException as error:
+        # what DDP holds of the group must be gone before the group is: gloo may wait for ever
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -110,8 +110,8 @@ def test_yaw_wraps_round():
 
 @pytest.mark.parametrize(
     ("error", "matched", "boxes", "ties", "passed"),
-    [(1e-6, 3, 3, 3, True), (2e-4, 3, 3, 0, False), (np.nan, 3, 3, 0, False),
-     (0.0, 2, 3, 0, False), (0.0, 0, 0, 0, False), (0.0, 3, 3, 4, False)],
+    [(1e-6, 3, 3, 27, True), (2e-4, 3, 3, 0, False), (np.nan, 3, 3, 0, False),
+     (0.0, 2, 3, 0, False), (0.0, 0, 0, 0, False), (0.0, 3, 3, 28, False)],
 )  # fmt: skip
 def test_what_passes(error, matched, boxes, ties, passed):
     row = ParityRow(output="map_prob", max_error=error, bound=1e-4)

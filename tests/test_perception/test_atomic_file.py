@@ -58,6 +58,7 @@ def test_an_existing_folder_is_kept_unless_it_may_be_replaced(tmp_path: Path) ->
         (folder / "new").write_text("")
         assert names(path) == ["old"]
     assert names(path) == ["new"]
+    assert names(tmp_path) == ["run"]
 
 
 def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path) -> None:

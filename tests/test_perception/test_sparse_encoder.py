@@ -127,7 +127,9 @@ def test_other_numbers_of_slices(num_slices, z_sizes):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="num_slices is 7, expected at least 8"):
         small_encoder(num_slices=7)
-    with pytest.raises(ValueError, match=r"voxel cell is 0.2 m and BEV cell 0.8 m, .* 8 voxels"):
+    with pytest.raises(
+        ValueError, match=r"cell=0.2\) under .*cell=0.8\), expected the same range and 8 cells"
+    ):
         small_encoder(bev=BevGrid(x_min=-6.4, x_max=6.4, y_min=-3.2, y_max=3.2, cell=0.8))
     with pytest.raises(ValueError, match="expected the same range"):
         small_encoder(bev=BevGrid(x_min=-6.2, x_max=6.6, y_min=-3.2, y_max=3.2, cell=1.6))

@@ -45,7 +45,8 @@ def test_only_trained_layers_are_told(frames, checkpoint):
     two = dataclasses.replace(checkpoint, trained_map_classes=("ped_crossing", "divider"))
     told = predict(two, frames[0]).map_mask
     assert told.classes == ("ped_crossing", "divider")
-    assert np.array_equal(told.prob, whole.prob[[1, 5]])
+    # torch's sigmoid rounds the end of a run of values otherwise than its middle: one unit at most
+    np.testing.assert_allclose(told.prob, whole.prob[[1, 5]], rtol=2e-7)
 
 
 def test_boxes_that_are_not_finite_are_dropped_as_in_the_car(frames, checkpoint, monkeypatch):

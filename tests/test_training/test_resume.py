@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -155,17 +156,38 @@ def hold(config, run, held):
         time.sleep(60)
 
 
+def test_an_unfinished_run_is_replaced_as_a_whole(small_log_root, tmp_path):
+    run, config = tmp_path / "run", training_config(small_log_root)
+    with opened_run(run, config, False, {}):
+        (run / "checkpoints").mkdir()
+        (run / "events.jsonl").write_text("{}")
+    other = training_config(small_log_root, lr=2e-3)
+    with opened_run(run, other, True, {}):
+        assert {p.name for p in run.iterdir()} == {".lock", "config.json", "environment.json"}
+
+
+def test_the_share_of_damage_may_be_raised_for_the_rest_of_a_run(small_log_root, tmp_path):
+    config = training_config(small_log_root)
+    with opened_run(tmp_path / "run", config, False, {}):
+        pass
+    data = dataclasses.replace(config.data, max_damaged_share=0.5)
+    with opened_run(tmp_path / "run", dataclasses.replace(config, data=data), False, {}):
+        pass
+
+
 def test_two_processes_cannot_have_one_run(small_log_root, tmp_path):
     from training_processes import CONTEXT
 
     config, held = training_config(small_log_root), CONTEXT.Event()
     process = start(hold, config, tmp_path / "run", held)
     assert held.wait(30)
-    with (
-        pytest.raises(InputError, match="being trained by another process"),
-        opened_run(tmp_path / "run", config, False, {}),
-    ):
-        pass
+    for overwrite in (False, True):
+        with (
+            pytest.raises(InputError, match="being trained by another process"),
+            opened_run(tmp_path / "run", config, overwrite, {}),
+        ):
+            pass
+        assert (tmp_path / "run" / "config.json").is_file()
     process.kill()
     process.join()
     with opened_run(tmp_path / "run", config, False, {}):  # a killed holder holds nothing
