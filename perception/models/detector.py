@@ -45,6 +45,9 @@ class DetectorConfig:
     """Likewise."""
     point_encoder: PillarEncoderConfig | SparseEncoderConfig | None
     """None where `inputs.use_lidar` is False."""
+    lidar_dropout: float = 0.0
+    """Share of training frames with cameras whose LiDAR map does not reach the fuser; its depth
+    images stay. In [0, 1]."""
     bev_encoder: BevEncoderConfig
     separate_bev_encoders: bool = False
     """A BEV encoder of its own for the map: no task shares more than the fused map."""
@@ -64,6 +67,8 @@ class DetectorConfig:
                 f"inputs.use_lidar is {self.inputs.use_lidar}, expected point_encoder "
                 f"{'to be given' if self.inputs.use_lidar else 'to be None'}"
             )
+        if not 0.0 <= self.lidar_dropout <= 1.0:
+            raise ValueError(f"lidar_dropout is {self.lidar_dropout}, expected 0 to 1")
         if self.inputs.frustum.stride != ImageEncoder.stride:
             raise ValueError(
                 f"frustum stride is {self.inputs.frustum.stride}, the image encoder's is "
@@ -174,7 +179,7 @@ def build_detector(config: DetectorConfig) -> BevDetector:
     if config.point_encoder is not None:
         point_encoder = _build_point_encoder(config.point_encoder, inputs)
         c_lidar = point_encoder.out_channels
-    fusion = ConvFusion(c_camera, c_lidar, config.bev_encoder.channels)
+    fusion = ConvFusion(c_camera, c_lidar, config.bev_encoder.channels, config.lidar_dropout)
     bev_encoder = build_bev_encoder(config.bev_encoder)
     c_bev = bev_encoder.out_channels
     return BevDetector(

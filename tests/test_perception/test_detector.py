@@ -128,6 +128,19 @@ def test_fusion_reads_the_camera_first_and_then_the_lidar(training):
         assert not torch.equal(seen, fuse(camera, lidar.flip(3), *masks))
 
 
+def test_a_dropped_lidar_map_leaves_the_cameras_to_learn_from():
+    fuse = build_detector(dataclasses.replace(CONFIG, lidar_dropout=0.5)).fusion
+    fuse.mix = torch.nn.Identity()  # what would be convolved
+    camera, lidar = torch.ones(400, 8, 2, 2), torch.ones(400, 16, 2, 2)
+    masks = torch.ones(400, 6), torch.ones(400, 1)
+    masks[0][:100] = 0  # frames without cameras keep their LiDAR
+    torch.manual_seed(0)
+    kept = fuse.train()(camera, lidar, *masks)[:, 8:].amax(dim=(1, 2, 3))
+    assert kept[:100].eq(1).all()
+    assert 0.4 < kept[100:].mean() < 0.6
+    assert fuse.eval()(camera, lidar, *masks)[:, 8:].eq(1).all()
+
+
 def test_a_masked_lidar_has_no_influence(detector):
     frame = noise_frame(SPEC)
     masked = dataclasses.replace(frame, lidar_mask=np.zeros(1, np.float32))
