@@ -41,7 +41,7 @@ def small_config() -> DetectorConfig:
             ),
             channels=16,
         ),
-        view_transform=ViewTransformConfig(channels=8, hidden_channels=16),
+        view_transform=ViewTransformConfig(channels=8, hidden_channels=16, depth_prior=True),
         point_encoder=PillarEncoderConfig(pillar_channels=8, channels=16),
         bev_encoder=ResidualBevEncoderConfig(channels=16, coarse_channels=(16, 16), num_blocks=1),
         box_head=CenterHeadConfig(channels=16, num_boxes=50),

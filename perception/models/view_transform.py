@@ -3,15 +3,20 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from perception.geometry.frustum import Frustum
 from perception.model_inputs import InputSpec
 from perception.models.blocks import conv_bn_relu, full_precision
 from perception.ops.bev_pool import bev_pool
 
 DEPTH_CHANNELS = (8, 32, 64)
 """Widths of the depth image's encoder at strides 1, 4, 8. Source: specs, base network section 4."""
+
+INITIAL_SCORE = 6.0
+"""Of a bin that the LiDAR names: it begins with e^6 / (e^6 + 58) = 0.87 of 59 bins. Ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,9 @@ class ViewTransformConfig:
     """Context channels per pixel and of the camera's BEV map."""
     hidden_channels: int
     """Channels where image features and depth image meet; of no use without a depth image."""
+    depth_prior: bool = False
+    """Whether a pixel whose depth the LiDAR knows begins with a higher score of this depth's bin,
+    instead of having to learn what a number of metres means; of no use without a depth image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +55,12 @@ class ViewTransform(nn.Module):
         self.num_depths = spec.frustum.num_depths
         self.out_channels = channels = config.channels
         self.depth_encoder: DepthImageEncoder | None = None
+        self.depth_prior: DepthPrior | None = None
         c_out = self.num_depths + channels
         if spec.depth_image:
             hidden = config.hidden_channels
             self.depth_encoder = DepthImageEncoder()
+            self.depth_prior = DepthPrior(spec.frustum) if config.depth_prior else None
             self.depth_and_context = nn.Sequential(
                 conv_bn_relu(c_in + DEPTH_CHANNELS[-1], hidden),
                 conv_bn_relu(hidden, hidden),
@@ -83,6 +93,8 @@ class ViewTransform(nn.Module):
         depth_logits, context = x.split([self.num_depths, self.out_channels], dim=1)
         # geometry, pooling and softmax stay in fp32 under autocast
         depth_logits = depth_logits.float()
+        if self.depth_prior is not None:
+            depth_logits = depth_logits + self.depth_prior(depth_img.flatten(0, 1))
         depth_prob = torch.softmax(depth_logits, dim=1)
         depth_prob = depth_prob * camera_mask.reshape(b * cam, 1, 1, 1)
         bev = bev_pool(
@@ -96,6 +108,32 @@ class ViewTransform(nn.Module):
         return ViewTransformOutput(
             bev=self.smooth(bev.contiguous()), depth_logits=depth_logits.unflatten(0, (b, cam))
         )
+
+
+class DepthPrior(nn.Module):
+    """Scores that the depth image alone gives to the depth bins. Ours.
+
+    Without it the depths of a network of random weights are spread over all bins for thousands of
+    steps, although the LiDAR has measured them: images land nowhere, and the network learns not to
+    look at them.
+    """
+
+    near_edge: Tensor
+
+    def __init__(self, frustum: Frustum):
+        super().__init__()
+        self.stride, self.step = frustum.stride, frustum.depth_step
+        edges = frustum.depth_min + torch.arange(frustum.num_depths) * frustum.depth_step
+        self.register_buffer("near_edge", edges.float().view(1, -1, 1, 1), persistent=False)
+        self.score = nn.Parameter(torch.tensor(INITIAL_SCORE))
+
+    def forward(self, depth_img: Float[Tensor, "n h w"]) -> Float[Tensor, "n d h8 w8"]:
+        """Score the bin of the nearest point in each pixel of the feature map."""
+        depth = depth_img.float().unsqueeze(1)
+        far = torch.where(depth > 0, -depth, torch.full_like(depth, -torch.inf))
+        nearest = -F.max_pool2d(far, self.stride)
+        in_bin = (nearest >= self.near_edge) & (nearest < self.near_edge + self.step)
+        return self.score * in_bin
 
 
 class DepthImageEncoder(nn.Module):

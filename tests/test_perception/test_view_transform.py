@@ -12,7 +12,7 @@ from perception.geometry.grid import BevGrid
 from perception.geometry.image_crop import ImageCrop
 from perception.geometry.pillars import PillarConfig
 from perception.model_inputs import InputSpec
-from perception.models.view_transform import ViewTransform, ViewTransformConfig
+from perception.models.view_transform import DepthPrior, ViewTransform, ViewTransformConfig
 from perception.taxonomy import CAMERAS
 
 SQUARE = {"x_min": -51.2, "x_max": 51.2, "y_min": -51.2, "y_max": 51.2}
@@ -256,3 +256,23 @@ def test_softmax_and_pooling_are_in_full_precision_under_autocast():
     # context is rounded to bfloat16 by its convolution, the sum over points is not:
     # numbers of 8 bits would all survive another rounding
     assert not torch.equal(output.bev, output.bev.bfloat16().float())
+
+
+def test_the_prior_raises_the_bin_of_the_nearest_point_of_each_patch():
+    # bins of 1 m from 1 to 5 m; 4 x 6 pixels are 2 x 3 patches of 2 x 2
+    frustum = Frustum(stride=2, depth_min=1.0, depth_max=5.0, depth_step=1.0, z_min=-5.0, z_max=5.0)
+    depth_img = torch.zeros(1, 4, 6)
+    depth_img[0, 0, 0], depth_img[0, 1, 1] = 3.5, 2.0  # the nearest is 2.0: bin 1, edge included
+    depth_img[0, 3, 2] = 4.9  # bin 3
+    depth_img[0, 2, 5] = 5.0  # beyond the last bin
+    depth_img[0, 0, 4] = 0.5  # before the first
+    prior = DepthPrior(frustum)
+    scores = prior(depth_img)
+    assert scores.shape == (1, 4, 2, 3)
+    expected = torch.zeros(4, 2, 3)
+    expected[1, 0, 0] = expected[3, 1, 1] = 6.0
+    assert torch.equal(scores[0], expected)
+    # 59 bins: e^6 / (e^6 + 58) = 403.4 / 461.4
+    assert torch.softmax(torch.tensor([6.0] + [0.0] * 58), 0)[0] == pytest.approx(0.874, abs=1e-3)
+    scores.sum().backward()
+    assert prior.score.grad == 2
