@@ -12,14 +12,17 @@ SHAPES := --jaxtyping-packages=perception,beartype.beartype
 TEST_BUNDLE := build/test_bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-gpu bench bench-synthetic bench-data ros demo clean
+.PHONY: help setup check format test test-slow test-gpu bench bench-synthetic bench-data bench-bev-pool bench-sparse ros demo clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: .venv/.done ## make the development environment in .venv
 
-.venv/.done: pyproject.toml constraints.txt
+# C++ and CUDA sources: the install compiles the library, where there is a compiler.
+NATIVE := $(shell find export/plugins -type f)
+
+.venv/.done: pyproject.toml constraints.txt $(NATIVE)
 	@echo "making .venv"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -64,6 +67,12 @@ bench-synthetic: .venv/.done ## speed and memory of making a synthetic log
 bench-data: .venv/.done ## time of a training sample by stage, and of the JPEG decoders
 	@mkdir -p build && test -d build/bench_log || $(BIN)/python -m perception.synthetic build/bench_log --preset tiny
 	@$(BIN)/python tests/benchmark_data.py --log build/bench_log
+
+bench-bev-pool: .venv/.done ## the BEV pool against other algorithms and the byte floor, at full size
+	@$(BIN)/python tests/benchmark_bev_pool.py --log $(LOG)
+
+bench-sparse: .venv/.done ## tables of the sparse encoder and the encoder itself, at full size
+	@$(BIN)/python tests/benchmark_sparse.py
 
 ros: ## make .venv-ros and build the ROS 2 workspace
 	@PYTHON=$(PYTHON) bash ros2_ws/make_environment.sh

@@ -1,14 +1,20 @@
 """What an exported model takes, gives and assumes: `model_card.json`, all the car reads."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from perception.geometry.grid import BevGrid
-from perception.model_inputs import InputSpec
+from perception.geometry.sparse_tables import SparseLevels
+from perception.model_inputs import TENSOR_NAMES, InputSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised when an older runtime could misread a newer card."""
 
 BOX_COLUMNS = ("x", "y", "z", "length", "width", "height", "yaw", "vx", "vy")
+
+Precision = Literal["fp32", "fp16", "int8", "uint8"]
+"""What the layers with weights compute in. int8: symmetric, TensorRT and ONNX Runtime; uint8: with
+zero points, ONNX Runtime on a CPU only. Inputs and outputs of the graph keep their types."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,7 @@ class ModelCard:
     """Name of the recipe that trained the model."""
     commit: str
     """Commit of the code that exported it."""
+    precision: Precision = "fp32"
     inputs: InputSpec
     """How the inputs are made from sensor data."""
     point_columns: tuple[str, ...]
@@ -46,6 +53,8 @@ class ModelCard:
     """Boxes per frame before any threshold."""
     input_tensors: tuple[TensorSpec, ...]
     output_tensors: tuple[TensorSpec, ...]
+    sparse_levels: SparseLevels | None = None
+    """What the tables of a sparse encoder are made by; None for a network of pillars."""
 
     def __post_init__(self) -> None:
         """Refuse a card of another format."""
@@ -54,3 +63,9 @@ class ModelCard:
                 f"model card has format {self.format_version}, this version reads "
                 f"{FORMAT_VERSION}: export the model again"
             )
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Tensors that this graph takes."""
+        tables = self.sparse_levels.table_axes if self.sparse_levels else ()
+        return (*TENSOR_NAMES, *tables)

@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, UInt8
 
-from perception.geometry import frustum, pillars, rigid
+from perception.geometry import pillars, rigid
 from perception.geometry.depth_image import depth_image
+from perception.geometry.frustum import Frustum
 from perception.geometry.grid import BevGrid
 from perception.geometry.image_crop import ImageCrop
+from perception.geometry.pool_table import PoolTable, pool_table
 from perception.messages import LidarSweep, SensorFrame
 from perception.taxonomy import LIDAR
 
@@ -24,7 +26,7 @@ class InputSpec:
     """Cameras in the order of the tensors; none for a network of the LiDAR alone."""
     image: ImageCrop
     """How an image is cut."""
-    frustum: frustum.Frustum
+    frustum: Frustum
     """How image features are spread in space."""
     bev: BevGrid
     """The network's BEV grid."""
@@ -78,8 +80,7 @@ class ModelInputs:
 
     images: UInt8[np.ndarray, "cam h w 3"]
     camera_mask: Float32[np.ndarray, " cam"]
-    point_depth: Int32[np.ndarray, " p"]
-    point_feat: Int32[np.ndarray, " p"]
+    pool_runs: Int32[np.ndarray, "r 3"]
     cell_start: Int32[np.ndarray, " g_plus_1"]
     depth_img: Float32[np.ndarray, "cam h_depth w_depth"]
     """Metres along the optical axis, 0 where no point is; of no size where not asked for."""
@@ -88,9 +89,18 @@ class ModelInputs:
     pillar_cell: Int32[np.ndarray, " v"]
     cell_pillar: Int32[np.ndarray, " g_lidar"]
     lidar_mask: Float32[np.ndarray, " 1"]
+    sparse_tables: Mapping[str, Int32[np.ndarray, "..."]] = field(default_factory=dict)
+    """`SparseTables.by_name` for an exported sparse encoder, made of `pillar_cell`; else nothing.
+    Each is a tensor of its own."""
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Every tensor by its name."""
+        return {**{name: getattr(self, name) for name in TENSOR_NAMES}, **self.sparse_tables}
 
 
-TENSOR_NAMES = tuple(ModelInputs.__dataclass_fields__)
+TENSOR_NAMES = tuple(f for f in ModelInputs.__dataclass_fields__ if f != "sparse_tables")
+"""Tensors that every exported graph has."""
 
 
 @runtime_checkable
@@ -156,7 +166,7 @@ def prepare_frame(
     executor: Executor | None = None,
     augmentation: FrameAugmentation | None = None,
 ) -> PreparedFrame:
-    """Cut the images, list the frustum points per cell, sort the points into pillars.
+    """Cut the images, list the runs of frustum points per cell, sort the points into pillars.
 
     A sensor that is absent, too old, too new or of the wrong size is masked and named; nothing that
     a sensor sends raises.
@@ -187,8 +197,7 @@ def prepare_frame(
         inputs=ModelInputs(
             images=pixels,
             camera_mask=np.array([camera in images for camera in spec.cameras], dtype=np.float32),
-            point_depth=table.point_depth,
-            point_feat=table.point_feat,
+            pool_runs=table.runs,
             cell_start=table.cell_start,
             depth_img=(
                 rig_depth_images(points_ego, rig, spec)
@@ -261,9 +270,9 @@ def _camera_rig(
 
 def rig_pool_table(
     rig: CameraRig, spec: InputSpec, T_ego_aug_ego: Float64[np.ndarray, "4 4"]
-) -> frustum.PoolTable:
+) -> PoolTable:
     """Which frustum points fall into which cell of the (augmented) ego frame."""
-    return frustum.pool_table(
+    return pool_table(
         spec.frustum,
         spec.camera_grid,
         spec.feature_height,

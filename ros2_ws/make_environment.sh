@@ -27,6 +27,7 @@ done
 
 environment_key() {
   { cat "${BASH_SOURCE[0]}" "$root/constraints.txt"; sed -n '/^\[project\]/,/^\[tool\./p' "$root/pyproject.toml"
+    find "$root/export/plugins" -type f -print0 | sort -z | xargs -0 cat
     "$python" --version; echo "$root"; } | sha256sum | cut -d' ' -f1
 }
 

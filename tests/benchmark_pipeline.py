@@ -68,7 +68,7 @@ def main() -> None:
     num_points = sum(sweep.points_lidar.shape[1] for sweep in frame.sweeps)
     sys.stdout.write(
         f"{len(frame.images)} images, {num_points} points, {len(prepared.inputs.pillar_cell)} "
-        f"pillars, {len(prepared.inputs.point_depth)} frustum points\n{recorder.table()}"
+        f"pillars, {len(prepared.inputs.pool_runs)} runs of frustum points\n{recorder.table()}"
     )
     pipeline.close()
 

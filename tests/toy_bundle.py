@@ -44,8 +44,7 @@ SPEC = InputSpec(
 INPUTS = (
     ("images", "uint8", ("6", "32", "88", "3")),
     ("camera_mask", "float32", ("6",)),
-    ("point_depth", "int32", ("points",)),
-    ("point_feat", "int32", ("points",)),
+    ("pool_runs", "int32", ("runs", "3")),
     ("cell_start", "int32", ("401",)),
     ("depth_img", "float32", ("6", "0", "0")),
     ("pillar_points", "float32", ("pillars", "8", "5")),

@@ -14,10 +14,10 @@ Tensors = TypeVar("Tensors", bound=Any)
 
 
 def to_device(tensors: Tensors, device: torch.device) -> Tensors:
-    """Copy every field of a dataclass of tensors to a device."""
-    fields = dataclasses.fields(tensors)
+    """Copy every field of a dataclass of tensors to a device; None stays."""
+    values = ((f.name, getattr(tensors, f.name)) for f in dataclasses.fields(tensors))
     return dataclasses.replace(
-        tensors, **{f.name: getattr(tensors, f.name).to(device) for f in fields}
+        tensors, **{name: value.to(device) for name, value in values if value is not None}
     )
 
 
@@ -34,17 +34,16 @@ def collate_inputs(frames: Sequence[ModelInputs], spec: InputSpec) -> InputTenso
             "smaller micro-batch"
         )
     num_pixels = len(spec.cameras) * spec.feature_height * spec.feature_width
-    num_frustum_points = num_pixels * spec.frustum.num_depths
-    first_point = np.cumsum([0] + [len(f.point_depth) for f in frames])
+    first_of_frame = np.array([num_pixels * spec.frustum.num_depths, num_pixels, 0], np.int32)
+    first_run = np.cumsum([0] + [len(f.pool_runs) for f in frames])
     first_pillar = np.cumsum([0] + [len(f.pillar_points) for f in frames])
     indexed = list(enumerate(frames))
     arrays = {
         "images": np.stack([f.images for f in frames]),
         "camera_mask": np.stack([f.camera_mask for f in frames]),
-        "point_depth": np.concatenate([f.point_depth + i * num_frustum_points for i, f in indexed]),
-        "point_feat": np.concatenate([f.point_feat + i * num_pixels for i, f in indexed]),
+        "pool_runs": np.concatenate([f.pool_runs + i * first_of_frame for i, f in indexed]),
         "cell_start": np.concatenate(
-            [f.cell_start[:-1] + first_point[i] for i, f in indexed] + [first_point[-1:]]
+            [f.cell_start[:-1] + first_run[i] for i, f in indexed] + [first_run[-1:]]
         ),
         "pillar_points": np.concatenate([f.pillar_points for f in frames]),
         "pillar_num_points": np.concatenate([f.pillar_num_points for f in frames]),
@@ -58,10 +57,9 @@ def collate_inputs(frames: Sequence[ModelInputs], spec: InputSpec) -> InputTenso
         ),
         "lidar_mask": np.stack([f.lidar_mask for f in frames]),
     }
-    integers = {"point_depth", "point_feat", "cell_start", "pillar_cell", "cell_pillar"}
-    return InputTensors(
-        **{
-            name: torch.from_numpy(array.astype(np.int32) if name in integers else array)
-            for name, array in arrays.items()
-        }
-    )
+    integers = {"pool_runs", "cell_start", "pillar_cell", "cell_pillar"}
+    tensors: dict[str, Any] = {
+        name: torch.from_numpy(array.astype(np.int32) if name in integers else array)
+        for name, array in arrays.items()
+    }
+    return InputTensors(**tensors)

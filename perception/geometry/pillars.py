@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from perception.geometry.frustum import stable_argsort
 from perception.geometry.grid import BevGrid
+from perception.geometry.stable_sort import stable_argsort
 
 POINT_COLUMNS = ("x", "y", "z", "intensity", "dt")
 """x, y, z [m] in the ego frame, intensity 0..255, age against the frame's stamp [s]."""

@@ -28,7 +28,7 @@ from perception.models.heads.query_box_head import (
 from perception.models.heads.query_map_head import QueryMapHead, QueryMapHeadConfig
 from perception.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from perception.models.point_encoder import PillarEncoder, PillarEncoderConfig
-from perception.models.sparse_encoder import SparseEncoder, SparseEncoderConfig
+from perception.models.sparse_encoder import SparseEncoder, SparseEncoderConfig, TableTensors
 from perception.models.view_transform import ViewTransform, ViewTransformConfig
 from perception.taxonomy import DETECTION_CLASSES, MAP_CLASSES
 
@@ -82,8 +82,7 @@ class InputTensors:
 
     images: UInt8[Tensor, "b cam h w 3"]
     camera_mask: Float[Tensor, "b cam"]
-    point_depth: Int[Tensor, " p"]
-    point_feat: Int[Tensor, " p"]
+    pool_runs: Int[Tensor, "r 3"]
     cell_start: Int[Tensor, " bg_plus_1"]
     depth_img: Float[Tensor, "b cam h_depth w_depth"]
     pillar_points: Float[Tensor, "v m 5"]
@@ -92,6 +91,8 @@ class InputTensors:
     """Frame i's cells are shifted by i times the cells of a frame."""
     cell_pillar: Int[Tensor, " bg_lidar"]
     lidar_mask: Float[Tensor, "b 1"]
+    sparse_tables: TableTensors | None = None
+    """For an exported sparse encoder, in evaluation; without them it finds its neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +153,7 @@ class BevDetector(nn.Module):
             x.depth_img,
             x.camera_mask,
             x.lidar_mask,
-            x.point_depth,
-            x.point_feat,
+            x.pool_runs,
             x.cell_start,
         )
         return lifted.bev, lifted.depth_logits
@@ -162,9 +162,10 @@ class BevDetector(nn.Module):
         """Points on the BEV grid; nothing without LiDAR."""
         if self.point_encoder is None:
             return None
-        return self.point_encoder(
-            x.pillar_points, x.pillar_num_points, x.pillar_cell, x.cell_pillar, x.lidar_mask
-        )
+        voxels = x.pillar_points, x.pillar_num_points, x.pillar_cell, x.cell_pillar, x.lidar_mask
+        if x.sparse_tables is not None:
+            return self.point_encoder(*voxels, x.sparse_tables)
+        return self.point_encoder(*voxels)
 
 
 def build_detector(config: DetectorConfig) -> BevDetector:

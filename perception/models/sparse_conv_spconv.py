@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perception.errors import InputError
-from perception.ops.sparse_conv import ConvShape, VoxelLevel
+from perception.geometry.sparse_tables import ConvShape
+from perception.ops.sparse_conv import VoxelLevel
 
 
 def encode(

@@ -19,19 +19,17 @@ from torch import Tensor, nn
 
 from perception.geometry.grid import BevGrid
 from perception.geometry.pillars import INTENSITY_MAX, POINT_COLUMNS, PillarConfig
+from perception.geometry.sparse_tables import SUBMANIFOLD, Axes, ConvShape, encoder_levels
 from perception.models import sparse_conv_spconv
 from perception.ops.sparse_conv import (
-    SUBMANIFOLD,
-    Axes,
     ConvPairs,
-    ConvShape,
     VoxelLevel,
     dense_table,
     neighbour_table,
     output_level,
     pairs_of_table,
+    sparse_conv,
     sparse_conv_pairs,
-    sparse_conv_table,
 )
 
 XY_STRIDE = 8
@@ -65,19 +63,15 @@ class SparseEncoderConfig:
             )
 
 
-class SparseTables(NamedTuple):
-    """The neighbour tables of one batch, as tensors of an exported graph.
-
-    A table may be padded with rows that hold the number of its input's (padded) rows: what they
-    compute is referred to by nothing.
-    """
+class TableTensors(NamedTuple):
+    """`perception.geometry.sparse_tables.SparseTables` of one batch, as tensors of a graph."""
 
     stages: tuple[Int[Tensor, "_ 27"], ...]
     """Submanifold table of each stage."""
     strided: tuple[Int[Tensor, "_ _"], ...]
     """Table of each strided convolution: into stages 2, 3, 4 and the output."""
     dense: Int[Tensor, " b_y_x_z"]
-    """Row of the output at each place of the grid (frame, y, x, z)."""
+    """Row of the output, counted from 1, at each place of the grid (frame, y, x, z)."""
 
 
 class SparseConvNorm(nn.Module):
@@ -103,7 +97,7 @@ class SparseConvNorm(nn.Module):
                 normalised in fp32. Or a table: normalised by the weights, for evaluation only.
         """
         if not isinstance(meeting, ConvPairs):
-            return sparse_conv_table(x, *self.folded(), meeting)
+            return sparse_conv(x, meeting, *self.folded())
         weight: Tensor = self.weight
         kind = x.device.type
         # raw columns hold metres, which bf16 would round to a quarter
@@ -168,12 +162,10 @@ class SparseEncoder(nn.Module):
         grid = pillars.grid
         bev_grid.fine_cells(grid, allowed=(XY_STRIDE,))
         self.num_slices = pillars.num_slices
-        # one slice of padding on top. Source: specs, base network section 3
-        self.size: Axes = (pillars.num_slices + 1, grid.ny, grid.nx)
-        self.convs = strided_convs(self.size)
-        self.output_size = self.size
-        for conv in self.convs:
-            self.output_size = conv.output_size(self.output_size)
+        levels = encoder_levels(pillars)
+        self.size: Axes = levels.size
+        self.convs = levels.convs
+        self.output_size: Axes = levels.sizes[-1]
         c = config.channels
         self.out_channels = c[3] * self.output_size[0]
         momentum = config.norm_momentum
@@ -192,6 +184,7 @@ class SparseEncoder(nn.Module):
         pillar_cell: Int[Tensor, " v"],
         cell_pillar: Int[Tensor, " _"],
         lidar_mask: Float[Tensor, "b 1"],
+        tables: TableTensors | None = None,
     ) -> Float[Tensor, "b c y x"]:
         """Encode voxels; a masked LiDAR gives zeros and has no part in the batch's statistics.
 
@@ -201,7 +194,10 @@ class SparseEncoder(nn.Module):
             pillar_cell: Voxel's cell, `((frame * num_slices + iz) * ny + iy) * nx + ix`.
             cell_pillar: Unused: neighbours are found by search.
             lidar_mask: 1 where the frame's LiDAR counts.
+            tables: Neighbours of the voxels, for an exported graph in evaluation; see `tables`.
         """
+        if tables is not None:
+            return self.encode_tables(pillar_points, pillar_num_points, tables, lidar_mask)
         features = voxel_features(pillar_points, pillar_num_points)
         key, frame = self._key(pillar_cell)
         kept = torch.nonzero(lidar_mask[frame, 0])[:, 0]
@@ -216,7 +212,7 @@ class SparseEncoder(nn.Module):
         self,
         pillar_points: Float[Tensor, "v m 5"],
         pillar_num_points: Int[Tensor, " v"],
-        tables: SparseTables,
+        tables: TableTensors,
         lidar_mask: Float[Tensor, "b 1"],
     ) -> Float[Tensor, "b c y x"]:
         """The evaluation of `forward`, made of what every inference engine has."""
@@ -224,14 +220,14 @@ class SparseEncoder(nn.Module):
         x = torch.relu(self.stem(x, tables.stages[0]))
         for stage, within, down in zip(self.stages, tables.stages, tables.strided, strict=True):
             x = stage(x, within, down)
-        rows = torch.cat([x, x.new_zeros(1, x.shape[1])])
+        rows = torch.cat([x.new_zeros(1, x.shape[1]), x])
         nz, ny, nx = self.output_size
         bev = rows.index_select(0, tables.dense).reshape(-1, ny, nx, nz, x.shape[1])
         bev = bev.permute(0, 4, 3, 1, 2).reshape(-1, self.out_channels, ny, nx)
         return bev * lidar_mask[:, :, None, None]
 
     @torch.no_grad()
-    def tables(self, pillar_cell: Int[Tensor, " v"], num_frames: int = 1) -> SparseTables:
+    def tables(self, pillar_cell: Int[Tensor, " v"], num_frames: int = 1) -> TableTensors:
         """The tables of a batch; `encode_tables` takes its voxels in this very order."""
         level = VoxelLevel(self._key(pillar_cell)[0], self.size)
         stages, strided = [], []
@@ -241,7 +237,7 @@ class SparseEncoder(nn.Module):
             strided.append(neighbour_table(level, level_out, conv))
             level = level_out
         dense = dense_table(level, num_frames).reshape(num_frames, *self.output_size)
-        return SparseTables(
+        return TableTensors(
             stages=tuple(stages),
             strided=tuple(strided),
             dense=dense.permute(0, 2, 3, 1).reshape(-1).contiguous(),
@@ -270,26 +266,6 @@ class SparseEncoder(nn.Module):
         return cell + frame * (self.size[1] * self.size[2]), frame
 
 
-def strided_convs(size: Axes) -> tuple[ConvShape, ...]:
-    """The convolutions between the stages and behind the last: z 41 to 21, 11, 5 and 2.
-
-    Raises:
-        ValueError: There are too few slices. With fewer than three left at the output, its kernel
-            covers those there are (ours: the reference knows 40 slices only).
-    """
-    half = ConvShape(kernel=(3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1))
-    half_no_z_padding = ConvShape(kernel=(3, 3, 3), stride=(2, 2, 2), padding=(0, 1, 1))
-    convs = (half, half, half_no_z_padding)
-    level = size
-    for conv in convs:
-        level = conv.output_size(level)
-    if level[0] < 1:
-        raise ValueError(
-            f"num_slices is {size[0] - 1}, expected at least 8: cut the height into more slices"
-        )
-    return (*convs, ConvShape(kernel=(min(3, level[0]), 1, 1), stride=(2, 1, 1)))
-
-
 def voxel_features(
     pillar_points: Float[Tensor, "v m 5"], pillar_num_points: Int[Tensor, " v"]
 ) -> Float[Tensor, "v 5"]:
@@ -301,4 +277,4 @@ def voxel_features(
 
 def _pairs(level_in: VoxelLevel, level_out: VoxelLevel, conv: ConvShape) -> ConvPairs:
     with torch.no_grad():
-        return pairs_of_table(neighbour_table(level_in, level_out, conv), level_in.num_rows)
+        return pairs_of_table(neighbour_table(level_in, level_out, conv))

@@ -77,8 +77,7 @@ class ViewTransform(nn.Module):
         depth_img: Float[Tensor, "b cam h_depth w_depth"],
         camera_mask: Float[Tensor, "b cam"],
         lidar_mask: Float[Tensor, "b 1"],
-        point_depth: Int[Tensor, " p"],
-        point_feat: Int[Tensor, " p"],
+        pool_runs: Int[Tensor, "r 3"],
         cell_start: Int[Tensor, " bg_plus_1"],
     ) -> ViewTransformOutput:
         """Spread features along their rays and sum them per cell; masked cameras add nothing."""
@@ -100,8 +99,7 @@ class ViewTransform(nn.Module):
         bev = bev_pool(
             depth_prob,
             context.float().permute(0, 2, 3, 1).contiguous(),
-            point_depth,
-            point_feat,
+            pool_runs,
             cell_start,
         )
         bev = bev.reshape(b, self.grid.ny, self.grid.nx, -1).permute(0, 3, 1, 2)

@@ -4,10 +4,12 @@ Which input row meets which output row at which kernel offset is worked out once
 the voxels' integer coordinates, and shared by all convolutions of that shape. Two forms of one sum:
 
     pairs   out[out_row] += x[in_row] @ weight[k], offset by offset: least work; for training
-    table   concat(x, 0)[table].reshape(n_out, k * c_in) @ weight: Gather and MatMul; for export
+    table   concat(0, x)[table].reshape(n_out, k * c_in) @ weight: Gather and MatMul; for export
 
 Weights are `[k, c_in, c_out]`; k counts the kernel's offsets row by row in (z, y, x), so that
 `weight.reshape(kz, ky, kx, c_in, c_out)` is a dense convolution's, written in another order.
+
+Rows in a table are counted from 1; 0 where nothing is.
 
 Source: Graham et al. 2018 (submanifold convolution); search by lines and both forms are ours.
 """
@@ -21,34 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Axes = tuple[int, int, int]
-"""One number per axis, in the order z, y, x."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvShape:
-    """Kernel, stride and padding of a convolution, in voxels (z, y, x)."""
-
-    kernel: Axes
-    stride: Axes = (1, 1, 1)
-    padding: Axes = (0, 0, 0)
-
-    @property
-    def num_offsets(self) -> int:
-        """Offsets of the kernel: the k of the weight's layout."""
-        return math.prod(self.kernel)
-
-    def output_size(self, size: Axes) -> Axes:
-        """Size of the output's grid; below 1 where the kernel does not fit."""
-        z, y, x = (
-            (n + 2 * p - k) // s + 1
-            for n, k, s, p in zip(size, self.kernel, self.stride, self.padding, strict=True)
-        )
-        return z, y, x
-
-
-SUBMANIFOLD = ConvShape(kernel=(3, 3, 3), padding=(1, 1, 1))
-"""Output voxels are the input voxels: occupancy does not spread."""
+from perception.geometry.sparse_tables import Axes, ConvShape
 
 
 class VoxelLevel:
@@ -63,7 +38,7 @@ class VoxelLevel:
         self.size = size
         self.key = key.long()
         self.sorted_key, row = torch.sort(self.key)
-        self._row_of_rank = torch.cat([row, row.new_full((1,), len(row))])
+        self._row_of_rank = torch.cat([row + 1, row.new_zeros(1)])
 
     @property
     def num_rows(self) -> int:
@@ -77,7 +52,7 @@ class VoxelLevel:
         return self.key // (nx * ny * nz), torch.stack([z, y, x], dim=1)
 
     def row_of_rank(self, rank: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
-        """Row of the voxel that is `rank`-th by key; `num_rows` for the one behind the last."""
+        """Row, counted from 1, of the voxel `rank`-th by key; 0 for the one behind the last."""
         return self._row_of_rank[rank]
 
 
@@ -111,10 +86,9 @@ def output_level(level: VoxelLevel, conv: ConvShape) -> VoxelLevel:
 def neighbour_table(
     level_in: VoxelLevel, level_out: VoxelLevel, conv: ConvShape
 ) -> Int[Tensor, "n_out k"]:
-    """Input row that each output row sees at each kernel offset, int32.
+    """Input row, counted from 1, that each output row sees at each kernel offset, int32.
 
-    Where a place is empty or outside the grid it is `level_in.num_rows`: the row of zeros that
-    follows the features.
+    Where a place is empty or outside the grid it is 0: the row of zeros before the features.
     """
     frame, place = level_out.frame_and_place()
     origin = place * place.new_tensor(conv.stride) - place.new_tensor(conv.padding)
@@ -139,10 +113,11 @@ def neighbour_table(
 
 
 def dense_table(level: VoxelLevel, num_frames: int) -> Int[Tensor, " b_z_y_x"]:
-    """Row of each place of the whole grid, frame by frame; `level.num_rows` where it is empty."""
+    """Row of each place of the whole grid, counted from 1, frame by frame; 0 where it is empty."""
     num_places = num_frames * math.prod(level.size)
-    table = torch.full((num_places,), level.num_rows, dtype=torch.int32, device=level.key.device)
-    table[level.key] = torch.arange(level.num_rows, dtype=torch.int32, device=level.key.device)
+    table = torch.zeros(num_places, dtype=torch.int32, device=level.key.device)
+    rows = torch.arange(1, level.num_rows + 1, dtype=torch.int32, device=level.key.device)
+    table[level.key] = rows
     return table
 
 
@@ -159,13 +134,13 @@ class ConvPairs:
     """Output rows."""
 
 
-def pairs_of_table(table: Int[Tensor, "n_out k"], num_in: int) -> ConvPairs:
+def pairs_of_table(table: Int[Tensor, "n_out k"]) -> ConvPairs:
     """List the entries of a table that are not empty."""
     by_offset = table.t()
-    offset, out_row = torch.nonzero(by_offset < num_in, as_tuple=True)
+    offset, out_row = torch.nonzero(by_offset, as_tuple=True)
     counts = torch.bincount(offset, minlength=table.shape[1]).tolist()
     return ConvPairs(
-        in_row=by_offset[offset, out_row].long(),
+        in_row=by_offset[offset, out_row].long() - 1,
         out_row=out_row,
         counts=tuple(counts),
         num_out=table.shape[0],
@@ -189,15 +164,25 @@ def sparse_conv_table(
     bias: Float[Tensor, " c_out"],
     table: Int[Tensor, "n_out k"],
 ) -> Float[Tensor, "n_out c_out"]:
-    """Convolve in the table form, which `torch.onnx.export` turns into standard operators.
+    """Convolve in the table form.
 
     Note: agreement with the pairs form 1e-6 relative in fp32 (another order of summation).
     """
-    padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
-    # indexing with [] instead would export as GatherND, and slowly
+    padded = torch.cat([x.new_zeros(1, x.shape[1]), x])
     columns = padded.index_select(0, table.reshape(-1))
     k, c_in, c_out = weight.shape
     return columns.reshape(-1, k * c_in) @ weight.reshape(k * c_in, c_out) + bias
+
+
+@torch.library.custom_op("perception::sparse_conv", mutates_args=())
+def sparse_conv(x: Tensor, table: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`sparse_conv_table` as one operator, which an exported graph has as one node; no gradient."""
+    return sparse_conv_table(x, weight, bias, table)
+
+
+@sparse_conv.register_fake
+def _(x: Tensor, table: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(table.shape[0], weight.shape[2])
 
 
 class _PairsConv(torch.autograd.Function):

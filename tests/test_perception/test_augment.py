@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pool_tables import points_of
 from scipy.spatial import cKDTree
 from small_detector import small_config
 
@@ -230,6 +231,7 @@ def test_a_point_on_a_pixels_ray_lands_in_the_cell_of_the_true_point(frame, seed
     inputs = prepare_frame(frame, spec, augmentation=augmentation).inputs
     rng = np.random.default_rng(seed)
     num_depths, h8, w8 = spec.frustum.num_depths, spec.feature_height, spec.feature_width
+    depths, pixels, cells = points_of(inputs.pool_runs, inputs.cell_start, w8)
     lifted = 0
     for cam, name in enumerate(spec.cameras):
         calibration = frame.calibration.cameras[name]
@@ -244,14 +246,13 @@ def test_a_point_on_a_pixels_ray_lands_in_the_cell_of_the_true_point(frame, seed
             point_ego = rigid.apply(T_ego_cam, depth * ray[None])
             point_aug = rigid.apply(augmentation.T_ego_aug_ego, point_ego)
             cell, inside = FINE.flat_index(point_aug[:, 0], point_aug[:, 1])
-            place = np.flatnonzero(inputs.point_depth == ((cam * num_depths + d) * h8 + h) * w8 + w)
+            place = np.flatnonzero(depths == ((cam * num_depths + d) * h8 + h) * w8 + w)
             if not inside[0] or not -10 <= point_aug[0, 2] < 10:
                 assert len(place) == 0
                 continue
             assert len(place) == 1
-            start, end = inputs.cell_start[cell[0]], inputs.cell_start[cell[0] + 1]
-            assert start <= place[0] < end
-            assert inputs.point_feat[place[0]] == (cam * h8 + h) * w8 + w
+            assert cells[place[0]] == cell[0]
+            assert pixels[place[0]] == (cam * h8 + h) * w8 + w
             lifted += 1
     assert lifted > 60
 

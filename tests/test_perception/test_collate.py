@@ -19,13 +19,9 @@ def test_lists_of_a_batch_point_into_their_own_frames():
     random = torch.Generator().manual_seed(0)
     depth = torch.rand(2 * 6, d, h, w, generator=random)
     feat = torch.rand(2 * 6, h, w, 3, generator=random)
-    together = bev_pool_reference(
-        depth, feat, batch.point_depth, batch.point_feat, batch.cell_start
-    )
+    together = bev_pool_reference(depth, feat, batch.pool_runs, batch.cell_start)
     for i, frame in enumerate(frames):
-        lists = [
-            torch.from_numpy(x) for x in (frame.point_depth, frame.point_feat, frame.cell_start)
-        ]
+        lists = [torch.from_numpy(x) for x in (frame.pool_runs, frame.cell_start)]
         alone = bev_pool_reference(depth[6 * i : 6 * i + 6], feat[6 * i : 6 * i + 6], *lists)
         cells = SPEC.bev.num_cells
         assert torch.equal(together[cells * i : cells * (i + 1)], alone)

@@ -8,6 +8,7 @@ from small_detector import small_config
 
 from export.parity_frames import noise_frame, with_missing_sensors
 from perception.data.collate import collate_inputs
+from perception.model_inputs import TENSOR_NAMES
 from perception.models.detector import build_detector
 
 CONFIG = small_config()
@@ -77,14 +78,13 @@ def test_a_masked_camera_adds_nothing_to_the_grid(detector):
     frame = noise_frame(SPEC)
     mask = np.array([1, 1, 0, 1, 1, 1], np.float32)
     per_camera = SPEC.frustum.num_depths * SPEC.feature_height * SPEC.feature_width
-    others = frame.point_depth // per_camera != 2
+    others = frame.pool_runs[:, 0] // per_camera != 2
     cell = np.repeat(np.arange(SPEC.bev.num_cells), np.diff(frame.cell_start))[others]
     counts = np.bincount(cell, minlength=SPEC.bev.num_cells)
     unlisted = dataclasses.replace(
         frame,
         camera_mask=mask,
-        point_depth=frame.point_depth[others],
-        point_feat=frame.point_feat[others],
+        pool_runs=frame.pool_runs[others],
         cell_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
     )
     masked = dataclasses.replace(frame, camera_mask=mask)
@@ -166,7 +166,7 @@ def test_every_subset_of_missing_sensors_gives_finite_output(detector):
 
 def test_inputs_are_not_modified(detector):
     inputs = collate_inputs([noise_frame(SPEC)], SPEC)
-    before = {f.name: getattr(inputs, f.name).clone() for f in dataclasses.fields(inputs)}
+    before = {name: getattr(inputs, name).clone() for name in TENSOR_NAMES}
     with torch.no_grad():
         detector(inputs)
     for name, tensor in before.items():

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import nuscenes_writer
 import pytest
+from pool_tables import points_of
 from toy_bundle import SPEC
 
 from perception import model_inputs
@@ -58,18 +59,18 @@ def test_a_complete_frame_is_used_completely_and_not_modified(frame: SensorFrame
     assert inputs.images.shape == (6, 32, 88, 3)
     assert inputs.camera_mask.tolist() == [1] * 6
     assert inputs.lidar_mask.tolist() == [1]
-    assert inputs.cell_start[-1] == len(inputs.point_depth) > 0
+    assert inputs.cell_start[-1] == len(inputs.pool_runs) > 0
     assert len(inputs.pillar_cell) > 0
-    assert model_inputs.TENSOR_NAMES == tuple(vars(inputs))
+    assert model_inputs.TENSOR_NAMES == tuple(inputs.tensors)
     for index, name in enumerate(CAMERAS):
         cut = SPEC.image.apply(frame.images[name].rgb)
         np.testing.assert_array_equal(inputs.images[index], cut)
 
 
 def test_a_thread_pool_gives_the_same_bytes(frame: SensorFrame) -> None:
-    alone = vars(prepare_frame(frame, SPEC).inputs)
+    alone = prepare_frame(frame, SPEC).inputs.tensors
     with ThreadPoolExecutor(1) as pool:
-        together = vars(prepare_frame(frame, SPEC, pool).inputs)
+        together = prepare_frame(frame, SPEC, pool).inputs.tensors
     for name, array in alone.items():
         assert array.tobytes() == together[name].tobytes()
 
@@ -94,7 +95,7 @@ def test_absent_sensors_are_masked_and_named(frame: SensorFrame) -> None:
     assert prepared.inputs.lidar_mask.tolist() == [0]
     assert len(prepared.inputs.pillar_cell) == 0
     num_points = SPEC.frustum.num_depths * SPEC.feature_height * SPEC.feature_width
-    assert index not in prepared.inputs.point_depth // num_points
+    assert index not in prepared.inputs.pool_runs[:, 0] // num_points
 
 
 def test_nothing_at_all_is_no_exception(frame: SensorFrame) -> None:
@@ -206,10 +207,10 @@ def test_a_pixel_of_the_car_ahead_reaches_the_cell_of_the_car(frame: SensorFrame
 
     d, h, w = int((depth[0] - 1) / 0.5), int(v / 4), int(u / 4)
     point = (d * FINE.feature_height + h) * FINE.feature_width + w  # of camera 0
-    (position,) = np.flatnonzero(inputs.point_depth == point)
-    assert inputs.point_feat[position] == h * FINE.feature_width + w
-    cell = np.searchsorted(inputs.cell_start, position, side="right") - 1
-    y, x = divmod(cell, FINE.bev.nx)
+    depths, pixels, cells = points_of(inputs.pool_runs, inputs.cell_start, FINE.feature_width)
+    (position,) = np.flatnonzero(depths == point)
+    assert pixels[position] == h * FINE.feature_width + w
+    y, x = divmod(cells[position], FINE.bev.nx)
     found = FINE.bev.metric_coordinates(np.array([[x + 0.5, y + 0.5]]))[0]
     expected = rigid.apply(rigid.inverse(frame.T_global_ego), row_global[None, :3])[0, :2]
     # half a bin 0.25 m, half a feature cell 2 px at 63 px focal length and 13 m 0.4 m, half a

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from perception.geometry.frustum import Frustum, pool_table
+from perception.geometry.frustum import Frustum
 from perception.geometry.grid import BevGrid
 from perception.geometry.image_crop import ImageCrop
 from perception.geometry.pillars import PillarConfig
+from perception.geometry.pool_table import pool_table
 from perception.model_inputs import InputSpec
 from perception.models.view_transform import DepthPrior, ViewTransform, ViewTransformConfig
 from perception.taxonomy import CAMERAS
@@ -61,7 +62,7 @@ def random_inputs(spec: InputSpec, c_in: int, b: int = 2, seed: int = 0) -> dict
     )
     num_depth = cam * spec.frustum.num_depths * spec.feature_height * spec.feature_width
     num_feat = cam * spec.feature_height * spec.feature_width
-    num_points = len(table.point_depth)
+    of_frame = np.array([num_depth, num_feat, 0], np.int32)
     depth_img = 60 * torch.rand(b, cam, height, width, generator=generator)
     depth_img *= torch.rand(depth_img.shape, generator=generator) < 0.1
     frames = range(b)
@@ -72,15 +73,10 @@ def random_inputs(spec: InputSpec, c_in: int, b: int = 2, seed: int = 0) -> dict
         "depth_img": depth_img if spec.depth_image else torch.zeros(b, cam, 0, 0),
         "camera_mask": torch.ones(b, cam),
         "lidar_mask": torch.ones(b, 1),
-        "point_depth": torch.cat(
-            [torch.from_numpy(table.point_depth) + i * num_depth for i in frames]
-        ),
-        "point_feat": torch.cat(
-            [torch.from_numpy(table.point_feat) + i * num_feat for i in frames]
-        ),
+        "pool_runs": torch.cat([torch.from_numpy(table.runs + i * of_frame) for i in frames]),
         "cell_start": torch.cat(
             [torch.zeros(1, dtype=torch.int32)]
-            + [torch.from_numpy(table.cell_start[1:]) + i * num_points for i in frames]
+            + [torch.from_numpy(table.cell_start[1:]) + i * len(table.runs) for i in frames]
         ),
     }
 
