@@ -1,7 +1,7 @@
 """Torch against the exported file, output by output, on the same frames."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32
 from export.deploy_graph import DeployGraph
 from perception.bundle import Bundle
 from perception.geometry import boxes as box_geometry
-from perception.model_inputs import ModelInputs
+from perception.model_inputs import TENSOR_NAMES, ModelInputs
 from runtime.engines.base import OUTPUT_NAMES, ModelOutputs
 from runtime.engines.onnx_engine import OnnxEngine
 
@@ -119,8 +119,8 @@ def compare(graph: DeployGraph, bundle: Bundle, frames: Sequence[ModelInputs]) -
 
 @torch.no_grad()
 def run_torch(graph: DeployGraph, inputs: ModelInputs) -> ModelOutputs:
-    """Run the graph in torch on one frame."""
-    tensors = {f.name: torch.from_numpy(getattr(inputs, f.name)) for f in fields(inputs)}
+    """Run the graph in torch on one frame: a sparse encoder as it was trained, without tables."""
+    tensors = {name: torch.from_numpy(getattr(inputs, name)) for name in TENSOR_NAMES}
     outputs = (output.numpy() for output in graph(**tensors))
     return ModelOutputs(**dict(zip(OUTPUT_NAMES, outputs, strict=True)))
 
@@ -165,9 +165,12 @@ def agreeing(expected: ModelOutputs, got: ModelOutputs) -> Bool[np.ndarray, " k"
 
 
 def match_boxes(
-    expected: ModelOutputs, got: ModelOutputs, is_compared: Bool[np.ndarray, " k"]
+    expected: ModelOutputs,
+    got: ModelOutputs,
+    is_compared: Bool[np.ndarray, " k"],
+    max_distance: float = MATCH_DISTANCE,
 ) -> list[tuple[int, int]]:
-    """Pairs of the same box, nearest first come, each used once."""
+    """Pairs of the same box, nearest first come, each used once; centres at most so far apart."""
     distance = np.linalg.norm(
         expected.boxes_ego[:, None, :2].astype(np.float64) - got.boxes_ego[None, :, :2], axis=-1
     )
@@ -175,7 +178,7 @@ def match_boxes(
     pairs = []
     for k in np.flatnonzero(is_compared):
         j = int(distance[k].argmin())
-        if distance[k, j] <= MATCH_DISTANCE:
+        if distance[k, j] <= max_distance:
             pairs.append((int(k), j))
             distance[:, j] = np.inf
     return pairs

@@ -1,6 +1,7 @@
 """Inputs for the parity table: a log's frames, noise, and frames with sensors missing."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -44,8 +45,7 @@ def noise_frame(spec: InputSpec, seed: int = 0) -> ModelInputs:
     return ModelInputs(
         images=random.integers(0, 256, (num_cameras, height, width, 3), dtype=np.uint8),
         camera_mask=np.ones(num_cameras, np.float32),
-        point_depth=table.point_depth,
-        point_feat=table.point_feat,
+        pool_runs=table.runs,
         cell_start=table.cell_start,
         depth_img=rig_depth_images(points_ego, rig, spec) if spec.depth_image else no_depth,
         pillar_points=pillars.points,
@@ -59,7 +59,7 @@ def noise_frame(spec: InputSpec, seed: int = 0) -> ModelInputs:
 def with_missing_sensors(frame: ModelInputs) -> list[ModelInputs]:
     """The same frame without its LiDAR, without its cameras, and with neither."""
     empty = np.zeros(0, np.int32)
-    no_lidar = {
+    no_lidar: dict[str, Any] = {
         "pillar_points": frame.pillar_points[:0],
         "pillar_num_points": empty,
         "pillar_cell": empty,
@@ -67,10 +67,9 @@ def with_missing_sensors(frame: ModelInputs) -> list[ModelInputs]:
         "depth_img": np.zeros_like(frame.depth_img),
         "lidar_mask": np.zeros_like(frame.lidar_mask),
     }
-    no_cameras = {
+    no_cameras: dict[str, Any] = {
         "camera_mask": np.zeros_like(frame.camera_mask),
-        "point_depth": empty,
-        "point_feat": empty,
+        "pool_runs": frame.pool_runs[:0],
         "cell_start": np.zeros_like(frame.cell_start),
     }
     return [

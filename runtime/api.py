@@ -17,6 +17,7 @@ from perception.messages import (
 )
 from runtime.calibration_file import read_calibration, write_calibration
 from runtime.ego_motion import EgoPoseBuffer
+from runtime.engines.selection import open_engine
 from runtime.latency import LatencyRecorder
 from runtime.pipeline import Pipeline
 from runtime.synchronizer import Synchronizer, SynchronizerConfig
@@ -41,6 +42,7 @@ __all__ = [
     "Synchronizer",
     "SynchronizerConfig",
     "load_bundle",
+    "open_engine",
     "quaternion_from_transform",
     "read_calibration",
     "run_command",

@@ -1,5 +1,6 @@
 """One frame of sensor data in, boxes and map masks out. Nothing that a sensor sends raises here."""
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -10,8 +11,9 @@ import numpy as np
 from perception.bundle import Bundle
 from perception.errors import InputError
 from perception.geometry import boxes
+from perception.geometry.sparse_tables import build_sparse_tables
 from perception.messages import Calibration, Detections, MapMask, PerceptionResult, SensorFrame
-from perception.model_inputs import prepare_frame
+from perception.model_inputs import ModelInputs, prepare_frame
 from runtime.engines.base import Engine, EngineError, ModelOutputs
 from runtime.engines.onnx_engine import OnnxEngine
 
@@ -44,15 +46,13 @@ class Pipeline:
         Raises:
             InputError: A number is out of range, or the engine refuses the bundle.
         """
-        if num_threads < 0:
-            raise InputError(f"num_threads is {num_threads}, expected 0 (one per core) or more.")
         if not 0.0 <= score_threshold <= 1.0:
             raise InputError(f"score threshold is {score_threshold}, expected 0..1.")
         self.bundle = bundle
         self.engine: Engine = OnnxEngine(bundle, num_threads) if engine is None else engine
         self.counters: Counter[str] = Counter()
         """frames, frames_without_sensor, engine_failures, dropped_boxes, dropped_pillars,
-        bad_map_cells."""
+        dropped_voxels (beyond the capacity of a sparse encoder's level), bad_map_cells."""
         self._score_threshold = score_threshold
         # One thread sorts points while this one cuts images: the split that two cores gain from.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
@@ -97,6 +97,7 @@ class Pipeline:
         start = time.perf_counter()
         spec = self.bundle.card.inputs
         prepared = prepare_frame(frame, spec, self._pool)
+        inputs = self._with_tables(prepared.inputs)
         self.counters["dropped_pillars"] += prepared.num_dropped_pillars
         stage_ms = {
             "preprocess": (time.perf_counter() - start) * 1e3,
@@ -109,7 +110,7 @@ class Pipeline:
 
         start = time.perf_counter()
         try:
-            outputs = self._checked(self.engine.run(prepared.inputs))
+            outputs = self._checked(self.engine.run(inputs))
         except EngineError as error:
             self.counters["engine_failures"] += 1
             stage_ms["engine"] = (time.perf_counter() - start) * 1e3
@@ -124,7 +125,17 @@ class Pipeline:
         )
 
     def _run_engine(self, frame: SensorFrame) -> None:
-        self._checked(self.engine.run(prepare_frame(frame, self.bundle.card.inputs).inputs))
+        prepared = prepare_frame(frame, self.bundle.card.inputs)
+        self._checked(self.engine.run(self._with_tables(prepared.inputs)))
+
+    def _with_tables(self, inputs: ModelInputs) -> ModelInputs:
+        """Add what a sparse encoder takes; voxels for which there is no room are left out."""
+        levels = self.bundle.card.sparse_levels
+        if levels is None:
+            return inputs
+        tables = build_sparse_tables(inputs.pillar_cell, levels, num_threads=2)
+        self.counters["dropped_voxels"] += sum(tables.num_dropped)
+        return dataclasses.replace(inputs, sparse_tables=tables.by_name)
 
     def _checked(self, outputs: ModelOutputs) -> ModelOutputs:
         """Shapes that the graph leaves open are only known now."""

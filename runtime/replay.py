@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from perception import atomic_file
 from perception.bundle import load_bundle
@@ -24,6 +24,8 @@ from perception.messages import PerceptionResult
 from perception.model_card import BOX_COLUMNS
 from perception.taxonomy import LIDAR
 from runtime.calibration_file import write_calibration
+from runtime.engines.onnx_engine import BevPoolForm
+from runtime.engines.selection import EngineKind, open_engine
 from runtime.latency import LatencyRecorder
 from runtime.log_feed import FedFrame, LogFeed
 from runtime.pipeline import Pipeline
@@ -59,11 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.bundle is None:
         raise InputError("no bundle given: pass the folder that export/to_onnx.py made.")
-    pipeline = Pipeline(
-        load_bundle(options.bundle),
-        num_threads=options.threads,
-        score_threshold=options.score_threshold,
-    )
+    bundle = load_bundle(options.bundle)
+    engine = open_engine(bundle, options.engine, options.threads, options.bev_pool)
+    pipeline = Pipeline(bundle, engine=engine, score_threshold=options.score_threshold)
     replay = Replay(pipeline, log, scenes, options.speed, verbose=options.verbose)
     replay.run()
     sys.stdout.write(replay.text())
@@ -256,7 +256,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--speed", type=float, default=1.0, help="1: as recorded; 0: every frame, no clock"
     )
     parser.add_argument("--score-threshold", type=float, default=0.1, help="0..1, default 0.1")
+    parser.add_argument("--engine", choices=get_args(EngineKind), default="onnx")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: one per core")
+    parser.add_argument(
+        "--bev-pool",
+        choices=get_args(BevPoolForm),
+        default="auto",
+        help="in ONNX Runtime: compiled kernel, the model file's own function, or what there is",
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help=f"write {REPORT_FILE} and {DETECTIONS_FILE} there"
     )

@@ -2,12 +2,13 @@
 
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
+from perception import native
 from perception.bundle import Bundle
 from perception.errors import InputError
 from perception.model_card import TensorSpec
-from perception.model_inputs import TENSOR_NAMES, ModelInputs
+from perception.model_inputs import ModelInputs
 from runtime.engines.base import OUTPUT_NAMES, EngineError, ModelOutputs
 
 _DTYPE_OF_ORT = {
@@ -23,6 +24,11 @@ _DTYPE_OF_ORT = {
 """ONNX Runtime's element types in numpy's names. Source: ONNX Runtime, `NodeArg.type`."""
 
 
+BevPoolForm = Literal["auto", "native", "function"]
+"""How the BEV pool is computed: by the compiled kernel ("native"), by the standard operators that
+the model file carries ("function": slower, needs nothing), or natively where that can be had."""
+
+
 class OnnxEngine:
     """A bundle's graph in an ONNX Runtime session.
 
@@ -30,18 +36,25 @@ class OnnxEngine:
     that a model and a card that do not belong together never run.
     """
 
-    def __init__(self, bundle: Bundle, num_threads: int = 0) -> None:
+    def __init__(
+        self, bundle: Bundle, num_threads: int = 0, bev_pool: BevPoolForm = "auto"
+    ) -> None:
         """Open the model.
 
         Args:
             bundle: Model and card.
             num_threads: Threads of one operator; 0 for one per core.
+            bev_pool: Which form of the BEV pool runs; `description` names the one that does.
 
         Raises:
-            InputError: ONNX Runtime is not installed, or the file is no model or not the card's.
+            InputError: ONNX Runtime is not installed, the file is no model or not the card's, the
+                compiled kernel is asked for and cannot be had, or num_threads is below 0.
         """
+        if num_threads < 0:
+            raise InputError(f"num_threads is {num_threads}, expected 0 (one per core) or more.")
         ort = _import_onnxruntime()
         options = ort.SessionOptions()
+        pool = _register_bev_pool(options, bev_pool)
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -62,11 +75,15 @@ class OnnxEngine:
                 f"({_first_line(error)}): export the bundle again."
             ) from error
         card, path = bundle.card, bundle.model_path
-        _check_tensors(path, "input", self._session.get_inputs(), card.input_tensors, TENSOR_NAMES)
+        _check_tensors(
+            path, "input", self._session.get_inputs(), card.input_tensors, card.input_names
+        )
         _check_tensors(
             path, "output", self._session.get_outputs(), card.output_tensors, OUTPUT_NAMES
         )
-        self._description = f"ONNX Runtime {ort.__version__}, CPU, {num_threads or 'all'} threads"
+        self._description = (
+            f"ONNX Runtime {ort.__version__}, CPU, {num_threads or 'all'} threads, BEV pool: {pool}"
+        )
 
     @property
     def description(self) -> str:
@@ -79,9 +96,8 @@ class OnnxEngine:
         Raises:
             EngineError: ONNX Runtime could not compute it.
         """
-        feed = {name: getattr(inputs, name) for name in TENSOR_NAMES}
         try:
-            values = self._session.run(OUTPUT_NAMES, feed)
+            values = self._session.run(OUTPUT_NAMES, inputs.tensors)
         except Exception as error:  # ONNX Runtime's own exceptions share no public base class
             raise EngineError(_first_line(error)) from error
         # ONNX Runtime's int64 is C's "long long", numpy's is "long": equal, but not the same type.
@@ -98,6 +114,36 @@ def _import_onnxruntime() -> types.ModuleType:
             "'pip install onnxruntime' in the environment that runs this."
         ) from error
     return onnxruntime
+
+
+def _register_bev_pool(options: Any, form: BevPoolForm) -> str:
+    """Give the session the compiled kernel, if that is wanted; say which form it has.
+
+    Args:
+        options: The session's options.
+        form: What was asked for.
+    """
+    if form not in get_args(BevPoolForm):
+        raise InputError(
+            f"bev_pool is {form!r}, expected one of {', '.join(get_args(BevPoolForm))}."
+        )
+    if form == "function":
+        return "function of the model file"
+    library = native.library()
+    reason = native.description()
+    if library is not None:
+        try:
+            options.register_custom_ops_library(str(library.path))
+        except Exception as error:  # ONNX Runtime's own exceptions share no public base class
+            reason = _first_line(error)
+        else:
+            return f"compiled, {library.isa}"
+    if form == "native":
+        raise InputError(
+            f"The compiled BEV pool cannot be had ({reason}): install with a C++ compiler present, "
+            "or ask for bev_pool 'auto' or 'function'."
+        )
+    return f"function of the model file, {reason}"
 
 
 def _check_tensors(

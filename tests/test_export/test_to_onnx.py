@@ -116,21 +116,6 @@ def test_a_network_of_one_sensor_alone_comes_out_as_it_is(sensors, tmp_path):
     assert report.passed, report.table()
 
 
-def test_a_sparse_encoder_is_refused_in_one_sentence(tmp_path):
-    pillars = dataclasses.replace(small_config().inputs.pillars, num_slices=8)
-    config = dataclasses.replace(
-        small_config(), inputs=dataclasses.replace(small_config().inputs, pillars=pillars)
-    )
-    checkpoint = Checkpoint(
-        detector=build_detector(small_config()),
-        config=config,
-        recipe="voxels",
-        trained_map_classes=(),
-    )
-    with pytest.raises(InputError, match="'voxels' has a sparse voxel encoder"):
-        export_checkpoint(checkpoint, tmp_path / "bundle", [])
-
-
 def test_two_runs_give_the_same_bits_for_any_number_of_threads(bundle, small_run):
     frame = noise_frame(load_checkpoint(small_run).config.inputs, 8)
     first = OnnxEngine(bundle, num_threads=1).run(frame)

@@ -1,5 +1,6 @@
 import dataclasses
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,14 @@ import onnx
 import pytest
 from toy_bundle import toy_card, toy_model, write_toy_bundle
 
+from perception import native
 from perception.bundle import Bundle, load_bundle
 from perception.errors import InputError
 from perception.messages import Calibration, SensorFrame
 from perception.model_card import TensorSpec
 from perception.model_inputs import ModelInputs, prepare_frame
 from runtime.engines.base import EngineError
-from runtime.engines.onnx_engine import OnnxEngine
+from runtime.engines.onnx_engine import BevPoolForm, OnnxEngine
 
 
 def inputs_without_sensors(bundle: Bundle) -> ModelInputs:
@@ -103,6 +105,80 @@ def test_a_graph_with_another_output_is_refused(tmp_path: Path) -> None:
     bundle = load_bundle(write_toy_bundle(tmp_path / "bundle", model=model))
     with pytest.raises(InputError, match=r"outputs of the graph differ .* depth"):
         OnnxEngine(bundle)
+
+
+def bundle_with_a_bare_pool(folder: Path) -> Bundle:
+    """The toy's graph and, beside it, a pool node that brings no function to compute it."""
+    model = toy_model()
+    tensors = {
+        "depth": np.ones((1, 1, 1, 1), np.float32),
+        "feat": np.ones((1, 1, 1, 1), np.float32),
+        "runs": np.array([[0, 0, 1]], np.int32),
+        "start": np.array([0, 1], np.int32),
+    }
+    for name, array in tensors.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"bare_{name}"))
+    names = [f"bare_{name}" for name in tensors]
+    node = onnx.helper.make_node("BevPool", names, ["pool"], domain="perception")
+    model.graph.node.append(node)
+    model.opset_import.append(onnx.helper.make_opsetid("perception", 1))
+    return load_bundle(write_toy_bundle(folder, model=model))
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "description", lambda: "kernels in Python (none was built)")
+
+
+@pytest.mark.parametrize("form", ["auto", "native"])
+def test_the_compiled_pool_is_registered_and_named(tmp_path: Path, form: BevPoolForm) -> None:
+    library = native.library()
+    if library is None:
+        pytest.skip(f"no compiled op: {native.description()}")
+    engine = OnnxEngine(bundle_with_a_bare_pool(tmp_path / "bundle"), 1, form)
+    assert engine.description.endswith(f"BEV pool: compiled, {library.isa}")
+
+
+@pytest.mark.usefixtures("no_library")
+def test_the_function_serves_where_nothing_is_compiled(toy_bundle: Path) -> None:
+    engine = OnnxEngine(load_bundle(toy_bundle), 1)
+    assert "BEV pool: function of the model file" in engine.description
+    assert "none was built" in engine.description
+
+
+def test_the_function_can_be_asked_for(toy_bundle: Path, tmp_path: Path) -> None:
+    engine = OnnxEngine(load_bundle(toy_bundle), 1, "function")
+    assert engine.description.endswith("BEV pool: function of the model file")
+    with pytest.raises(InputError, match="perception:BevPool"):  # nothing was registered
+        OnnxEngine(bundle_with_a_bare_pool(tmp_path / "bundle"), 1, "function")
+
+
+@pytest.mark.usefixtures("no_library")
+def test_a_compiled_pool_that_is_not_there_is_refused(toy_bundle: Path) -> None:
+    with pytest.raises(InputError, match=r"none was built.*C\+\+ compiler") as caught:
+        OnnxEngine(load_bundle(toy_bundle), 1, "native")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_library_that_onnxruntime_refuses(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "libbroken.so"
+    broken.write_text("no library")
+    loaded = types.SimpleNamespace(path=broken, isa="none")
+    monkeypatch.setattr(native, "library", lambda: loaded)
+    monkeypatch.setattr(native, "description", lambda: "compiled kernels")
+    engine = OnnxEngine(load_bundle(toy_bundle), 1)
+    assert "function of the model file" in engine.description
+    assert "libbroken.so" in engine.description
+    with pytest.raises(InputError, match=r"libbroken\.so"):
+        OnnxEngine(load_bundle(toy_bundle), 1, "native")
+
+
+def test_an_unknown_form_of_the_pool_is_refused(toy_bundle: Path) -> None:
+    with pytest.raises(InputError, match="'fast', expected one of auto, native, function"):
+        OnnxEngine(load_bundle(toy_bundle), 1, "fast")
 
 
 def test_without_onnxruntime_the_install_is_named(

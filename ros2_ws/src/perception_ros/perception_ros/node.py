@@ -40,6 +40,7 @@ from runtime.api import (
     Synchronizer,
     SynchronizerConfig,
     load_bundle,
+    open_engine,
     read_calibration,
     run_command,
 )
@@ -55,7 +56,11 @@ class NodeSettings:
         0.0, "How long to wait for the calibration file to appear [s]."
     )
     score_threshold: float = parameter(0.3, "Boxes below this score are left out, 0..1.")
-    num_threads: int = parameter(0, "Threads of the engine; 0 for one per core.")
+    engine: str = parameter("onnx", "What runs the model: onnx or tensorrt.")
+    num_threads: int = parameter(0, "Threads of ONNX Runtime; 0 for one per core.")
+    bev_pool: str = parameter(
+        "auto", "BEV pool in ONNX Runtime: native, function (of the model file), or auto."
+    )
     wait_ms: float = parameter(
         120.0, "Longest time a frame waits for its sensors, from its first message on [ms]."
     )
@@ -120,7 +125,9 @@ class BevNode(Node):
         self._calibration = self._read_calibration(stop)
         self._pipeline = Pipeline(
             self._bundle,
-            num_threads=settings.num_threads,
+            engine=open_engine(
+                self._bundle, settings.engine, settings.num_threads, settings.bev_pool
+            ),
             score_threshold=settings.score_threshold,
         )
         self._synchronizer = Synchronizer(
