@@ -12,7 +12,7 @@ SHAPES := --jaxtyping-packages=perception,beartype.beartype
 TEST_BUNDLE := build/test_bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-gpu bench bench-synthetic bench-data bench-bev-pool bench-sparse ros demo clean
+.PHONY: help setup check format test test-slow test-gpu bench bench-synthetic bench-data bench-bev-pool bench-bev-pool-cuda bench-sparse ros demo clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -70,6 +70,9 @@ bench-data: .venv/.done ## time of a training sample by stage, and of the JPEG d
 
 bench-bev-pool: .venv/.done ## the BEV pool against other algorithms and the byte floor, at full size
 	@$(BIN)/python tests/benchmark_bev_pool.py --log $(LOG)
+
+bench-bev-pool-cuda: .venv/.done ## the CUDA kernel against other algorithms and the byte floor (needs a GPU)
+	@$(BIN)/python tests/benchmark_bev_pool_cuda.py --log $(LOG)
 
 bench-sparse: .venv/.done ## tables of the sparse encoder and the encoder itself, at full size
 	@$(BIN)/python tests/benchmark_sparse.py
