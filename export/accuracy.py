@@ -19,6 +19,7 @@ import numpy as np
 from nuscenes import NuScenes
 
 from export.parity import match_boxes
+from export.quantize import REPORT_FILE, model_digest
 from perception import atomic_file, provenance
 from perception.bundle import Bundle, load_bundle
 from perception.data.map_layers import MapLayers
@@ -252,6 +253,10 @@ def _check_alike(bundles: Sequence[Bundle]) -> None:
             "recipe": bundle.card.recipe == first.card.recipe,
             "inputs": bundle.card.inputs == first.card.inputs,
             "map grid": bundle.card.map_grid == first.card.map_grid,
+            "detection classes": bundle.card.detection_classes == first.card.detection_classes,
+            "map classes": bundle.card.map_classes == first.card.map_classes,
+            "sparse levels": bundle.card.sparse_levels == first.card.sparse_levels,
+            "training": _of_one_training(first, bundle),
         }
         if not all(alike.values()):
             what = ", ".join(name for name, same in alike.items() if not same)
@@ -259,6 +264,26 @@ def _check_alike(bundles: Sequence[Bundle]) -> None:
                 f"{bundle.path} differs from {first.path} in {what}, expected bundles of one "
                 "network: give those that quantize.py made of the first."
             )
+
+
+def _of_one_training(a: Bundle, b: Bundle) -> bool:
+    """Whether bundles are of the same weights, as far as they say where they come from."""
+    is_said = any((bundle.path / REPORT_FILE).is_file() for bundle in (a, b))
+    return not is_said or bool(_origins(a) & _origins(b))
+
+
+def _origins(bundle: Bundle) -> set[str]:
+    """Digests of the fp32 bundle that a bundle was made of, or is, and of its graph."""
+    report = bundle.path / REPORT_FILE
+    if not report.is_file():
+        return {bundle.digest, model_digest(bundle)}
+    try:
+        said = json.loads(report.read_text())
+        return {said["source_digest"], said.get("source_model", said["source_digest"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{report} does not say what the bundle was made of: make it again with quantize.py."
+        ) from error
 
 
 def _arguments() -> argparse.Namespace:

@@ -88,9 +88,13 @@ class Quantizer:
         self._options = options
         self._folder = tempfile.TemporaryDirectory(prefix="quantize.")
         self._model_path = Path(self._folder.name) / "model.onnx"
-        onnx.save(model, self._model_path)
-        with _quiet():
-            self._calibrate(frames)
+        try:
+            onnx.save(model, self._model_path)
+            with _quiet():
+                self._calibrate(frames)
+        except BaseException:  # nobody can enter it, so nobody would leave it
+            self._folder.cleanup()
+            raise
 
     def __enter__(self) -> "Quantizer":
         """Give the quantiser."""

@@ -1,15 +1,16 @@
 """Which parts of a network bear rounding: each alone, then as many as the error allows.
 
 The error is looked for in what the heads say before it is decoded: there every cell counts, not
-only those that became a box.
+only those that became a box. And where each sensor's branch ends: a network may hardly look at one
+sensor, so that its heads do not show what happened there, until the other sensor fails.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 
 from export.graph_scopes import leaving, with_outputs
 from export.quantization import Quantizer, inner_layers, layer_groups
@@ -21,6 +22,14 @@ HEADS = ("detector.box_head.heatmap", "detector.box_head", "detector.map_head")
 """Modules whose values are measured. The first is found in heads of queries only, and stands for
 the second there: rounding may choose other queries, so nothing that they say can be compared."""
 
+BRANCHES = ("detector.view_transform", "detector.point_encoder")
+"""Modules that end a sensor's branch: what leaves them is measured, too."""
+
+MIN_SCALE = 0.1
+"""Least scale that a channel's error is relative to, of the root mean square of all channels of
+its value. A channel that says nothing may err by what rounding does to its neighbours, and one that
+varies little, such as a velocity, is not lost among larger ones. Source: ours."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRow:
@@ -29,7 +38,7 @@ class GroupRow:
     group: str
     num_layers: int
     error: float
-    """Error of the heads' values when this part alone is rounded, see `Reference.error`."""
+    """Error when this part alone is rounded, see `Reference.error`."""
     is_rounded: bool
     """Whether it is rounded in the result."""
 
@@ -57,7 +66,7 @@ class SensitivityReport:
     def markdown(self) -> str:
         """Table, the most sensitive part first."""
         lines = [
-            "| part, rounded alone | layers | error of the heads | in the result |",
+            "| part, rounded alone | layers | error | in the result |",
             "|---|---:|---:|---|",
         ]
         lines += [
@@ -71,8 +80,9 @@ class SensitivityReport:
             f"| **the result** | {self.rounded_layers} | {self.error:.4f} | "
             f"allowed: {self.max_error:g} |",
             "",
-            "Error: root mean square of the difference to fp32, of the value's standard deviation; "
-            f"the worst of the heads' values over {self.num_frames} frames.",
+            "Error: root mean square of a channel's difference to fp32, of its standard deviation "
+            f"(at least {MIN_SCALE:g} of the value's root mean square); the worst channel of the "
+            f"branches and the heads in the worst of {self.num_frames} frames.",
         ]
         return "\n".join(lines)
 
@@ -89,31 +99,69 @@ class Reference:
     def __init__(
         self, model: onnx.ModelProto, frames: Sequence[ModelInputs], runner: GraphRunner
     ) -> None:
-        self.names = head_values(model)
+        self.names = measured_values(model)
         self.num_frames = len(frames)
         self._frames, self._runner = frames, runner
-        self._expected = self._values(model)
+        self._expected = list(self._values(model))
+        self._scales = [channel_scales(of_value) for of_value in zip(*self._expected, strict=True)]
 
     def error(self, model: onnx.ModelProto) -> float:
-        """Root mean square of the difference, of the value's standard deviation; the worst value.
+        """Root mean square of the difference in a channel, of the channel's scale.
 
-        Infinite where anything is not a number.
+        The worst channel in the worst frame. Infinite where anything is not a number.
         """
-        got = self._values(model)
-        errors = [
-            np.sqrt(np.mean((got[name] - expected) ** 2)) / max(float(np.std(expected)), 1e-12)
-            for name, expected in self._expected.items()
-        ]
-        worst = float(np.max(errors))
+        worst = 0.0
+        for got, expected in zip(self._values(model), self._expected, strict=True):
+            for a, b, scale in zip(got, expected, self._scales, strict=True):
+                worst = float(np.maximum(worst, np.max(_rms(a - b) / scale)))  # keeps NaN
         return worst if np.isfinite(worst) else float("inf")
 
-    def _values(self, model: onnx.ModelProto) -> Mapping[str, Float64[np.ndarray, " n"]]:
-        outputs = self._runner.run(with_outputs(model, self.names), self.names, self._frames)
-        per_value = zip(*([array.ravel() for array in arrays] for arrays in outputs), strict=True)
-        return {
-            name: np.concatenate(arrays).astype(np.float64)
-            for name, arrays in zip(self.names, per_value, strict=True)
-        }
+    def _values(self, model: onnx.ModelProto) -> Iterator[list[Float[np.ndarray, "c n"]]]:
+        """What is measured, frame by frame."""
+        made = {name for node in model.graph.node for name in node.output}
+        # `to_half` gives what it computes in half another name
+        names = [name if name in made else f"{name}_half" for name in self.names]
+        for arrays in self._runner.run(with_outputs(model, names), names, self._frames):
+            yield [_by_channel(array) for array in arrays]
+
+
+def channel_scales(frames: Sequence[Float[np.ndarray, "c _"]]) -> Float64[np.ndarray, " c"]:
+    """What the error of each channel of a value is relative to.
+
+    Args:
+        frames: The value in each frame, channels first.
+
+    Returns:
+        The channel's standard deviation over all frames, and at least `MIN_SCALE` of the root mean
+        square of the whole value; 1 where that is zero everywhere.
+    """
+    value = np.concatenate(frames, axis=1).astype(np.float64)
+    least = MIN_SCALE * float(np.max(_rms(value.reshape(1, -1))))
+    spread = _rms(value - (np.mean(value, axis=1, keepdims=True) if value.size else 0.0))
+    return np.maximum(spread, least) if least > 0 else np.ones(len(value))
+
+
+def _by_channel(array: Float[np.ndarray, "..."]) -> Float[np.ndarray, "c n"]:
+    """Channels first: maps have them third from the end, features of voxels at the end."""
+    axis = -3 if array.ndim > 2 else -1
+    moved = np.moveaxis(array.astype(np.float32), axis, 0)
+    return moved.reshape(len(moved), array.size // max(1, len(moved)))
+
+
+def _rms(values: Float[np.ndarray, "c n"]) -> Float64[np.ndarray, " c"]:
+    """Root mean square of each row; 0 of a row without values."""
+    sums = np.sum(np.square(values, dtype=np.float64), axis=1)
+    return np.sqrt(sums / max(1, values.shape[1]))
+
+
+def measured_values(model: onnx.ModelProto) -> list[str]:
+    """What the error is looked for in: where branches end, and what the heads say.
+
+    Raises:
+        InputError: The graph does not say which modules its nodes come from.
+    """
+    ends = [name for module in BRANCHES for name in leaving(model, module)]
+    return list(dict.fromkeys(ends + head_values(model)))
 
 
 def head_values(model: onnx.ModelProto) -> list[str]:

@@ -5,6 +5,7 @@ the modules that torch's exporter wrote into it, and become outputs of a copy.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from export.deploy_graph import DeployGraph
@@ -27,6 +29,10 @@ MAX_STAGE_ERROR = 1e-4
 sides gives 1e-6 to 1e-5 at the end of the network. Source: ours, measured on trained networks."""
 
 
+_WORST, _NO_PAIR = 1e12, 1e15
+"""Errors where values are paired: of what is no number, and of what cannot be a pair. Ours."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """A place in the network where values are compared."""
@@ -36,13 +42,16 @@ class Stage:
     """Path in the `DeployGraph`."""
     side: Literal["input", "output"] = "output"
     """Whether what enters or what leaves the module is compared."""
+    field: str | None = None
+    """The one field of the module's output that the file has, too; None compares all."""
 
 
 STAGES = (
     Stage(name="image encoder", module="detector.image_encoder"),
     Stage(name="depth and context", module="detector.view_transform.depth_and_context"),
     Stage(name="BEV pool", module="detector.view_transform.smooth", side="input"),
-    Stage(name="view transform", module="detector.view_transform"),
+    # its depths are for training only, and are compared above
+    Stage(name="view transform", module="detector.view_transform", field="bev"),
     Stage(name="point encoder", module="detector.point_encoder"),
     Stage(name="fusion", module="detector.fusion"),
     Stage(name="BEV encoder", module="detector.bev_encoder"),
@@ -59,15 +68,17 @@ class StageRow:
 
     stage: str
     num_values: int
-    """Tensors compared."""
+    """Tensors of torch that the file has, too."""
+    num_expected: int
+    """Tensors of torch."""
     max_error: float
     """Largest difference, of the largest magnitude that the tensor has in torch."""
     bound: float
 
     @property
     def passed(self) -> bool:
-        """Whether something was compared and agrees; NaN does not."""
-        return self.num_values > 0 and self.max_error <= self.bound
+        """Whether all was found in the file and agrees; NaN does not."""
+        return 0 < self.num_values == self.num_expected and self.max_error <= self.bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +104,9 @@ class StageReport:
         """Plain-text table."""
         lines = [f"{'stage':<24}{f'max |torch - {self.against}| / scale':>36}{'allowed':>12}"]
         for row in self.rows:
-            error = f"{row.max_error:.2e}" if row.num_values else "not found"
+            error = f"{row.max_error:.2e}"
+            if not 0 < row.num_values == row.num_expected:
+                error = f"{row.num_values} of {row.num_expected} values found"
             verdict = "" if row.passed else "   FAILED"
             lines.append(f"{row.stage:<24}{error:>36}{row.bound:>12.0e}{verdict}")
         if not self.passed:
@@ -151,8 +164,9 @@ def compare_stages(
 ) -> StageReport:
     """Run torch and the file on the same frames and compare the values between the stages.
 
-    A value of the file belongs to the tensor of torch that has as many elements and is nearest to
-    it: the exporter keeps neither names nor axes of length 1.
+    To each tensor of torch belongs one value of the file that has as many elements, such that all
+    are nearest to each other: the exporter keeps neither names nor axes of length 1. Values of the
+    file that are left over are the exporter's own, such as a mask that it has reshaped.
 
     Args:
         graph: The network in torch.
@@ -185,6 +199,7 @@ def compare_stages(
             StageRow(
                 stage=stage.name,
                 num_values=len(errors),
+                num_expected=difference.num_expected,
                 max_error=float(np.max(errors, initial=0.0)),
                 bound=bound,
             )
@@ -222,34 +237,44 @@ class _Differences:
     """Differences between the file's values and torch's tensors of one stage, over frames."""
 
     def __init__(self) -> None:
-        self._largest: dict[tuple[str, int], float] = {}
-        self._scale: dict[int, float] = {}
+        self._largest: dict[tuple[int, str], float] = {}
+        self._num_frames: Counter[tuple[int, str]] = Counter()
+        self._scales: list[float] = []
+        self._frames = 0
+
+    @property
+    def num_expected(self) -> int:
+        """Tensors of torch."""
+        return len(self._scales)
 
     def add(self, expected: Sequence[np.ndarray], got: Mapping[str, np.ndarray]) -> None:
         """Compare every value with every tensor of as many elements."""
+        self._frames += 1
+        self._scales = self._scales or [0.0] * len(expected)
         for index, tensor in enumerate(expected):
-            self._scale[index] = _larger(self._scale.get(index, 0.0), np.abs(tensor))
+            self._scales[index] = _larger(self._scales[index], np.abs(tensor))
             for name, value in got.items():
                 if value.size == tensor.size and value.dtype.kind == "f":
                     difference = np.abs(value.ravel().astype(np.float64) - tensor.ravel())
-                    pair = (name, index)
+                    pair = (index, name)
                     self._largest[pair] = _larger(self._largest.get(pair, 0.0), difference)
+                    self._num_frames[pair] += 1
 
     def errors(self) -> list[float]:
-        """Error of each value that torch has, too."""
-        nearest: dict[str, float] = {}
-        for (name, index), difference in self._largest.items():
-            error = difference / self._scale[index] if self._scale[index] > 0 else difference
-            nearest[name] = min(error, nearest.get(name, np.inf), key=_nan_last)
-        return list(nearest.values())
+        """Error of each tensor of torch that has a value of its own in every frame."""
+        names = sorted({name for _, name in self._largest})
+        cost = np.full((self.num_expected, len(names)), _NO_PAIR)
+        for (index, name), difference in self._largest.items():
+            if self._num_frames[index, name] == self._frames:
+                error = difference / (self._scales[index] or 1.0)
+                cost[index, names.index(name)] = error if error < _WORST else _WORST
+        pairs = zip(*linear_sum_assignment(cost), strict=True)
+        errors = [float(cost[pair]) for pair in pairs if cost[pair] < _NO_PAIR]
+        return [error if error < _WORST else float("inf") for error in errors]
 
 
 def _larger(so_far: float, values: np.ndarray) -> float:
     return float(np.maximum(so_far, np.max(values, initial=0.0)))  # keeps NaN
-
-
-def _nan_last(value: float) -> tuple[bool, float]:
-    return bool(np.isnan(value)), value
 
 
 def _values_at(model: onnx.ModelProto, stage: Stage) -> list[str]:
@@ -265,7 +290,8 @@ def _watched(graph: DeployGraph, kept: dict[Stage, list[np.ndarray]]) -> Iterato
         if stage.side == "input":
             hooks.append(module.register_forward_pre_hook(partial(_keep_input, arrays)))
         else:
-            hooks.append(module.register_forward_hook(partial(_keep_output, arrays)))
+            keep = partial(_keep_output, arrays, stage.field)
+            hooks.append(module.register_forward_hook(keep))
     try:
         yield
     finally:
@@ -277,8 +303,10 @@ def _keep_input(arrays: list[np.ndarray], module: nn.Module, args: Any) -> None:
     arrays.extend(_float_arrays(args))
 
 
-def _keep_output(arrays: list[np.ndarray], module: nn.Module, args: Any, output: Any) -> None:
-    arrays.extend(_float_arrays(output))
+def _keep_output(
+    arrays: list[np.ndarray], field: str | None, module: nn.Module, args: Any, output: Any
+) -> None:
+    arrays.extend(_float_arrays(output if field is None else getattr(output, field)))
 
 
 def _float_arrays(value: Any) -> Iterator[np.ndarray]:

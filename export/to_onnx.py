@@ -207,6 +207,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=4, help="keyframes compared (default: 4)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     arguments = parser.parse_args()
+    if arguments.frames < 1:
+        raise InputError(f"--frames is {arguments.frames}, expected 1 or more.")
     if not arguments.run.is_dir():
         raise InputError(f"{arguments.run} is no folder: give a run folder made by train.py.")
     log = _parity_log(arguments.run, arguments.log, arguments.version)
@@ -220,10 +222,13 @@ def _parity_log(run: Path, log: Path | None, version: str | None) -> NuScenesLog
     """The log that was asked for, else the one the run was trained on, else none."""
     if log is not None:
         return NuScenesLog(log, version)
-    config_path = run / "config.json"
-    data = json.loads(config_path.read_text())["data"] if config_path.is_file() else {}
-    if data.get("log") and Path(data["log"]).is_dir():
-        return NuScenesLog(Path(data["log"]), data["version"] or None)
+    try:
+        data = json.loads((run / "config.json").read_text())["data"]
+        own, version = Path(data["log"]), data["version"] or None
+    except (OSError, ValueError, KeyError, TypeError):  # no run of train.py, or a damaged one
+        own = None
+    if own is not None and own.is_dir() and own != Path():
+        return NuScenesLog(own, version)
     sys.stderr.write("no log for the parity table: comparing on noise only, pass --log ROOT\n")
     return None
 

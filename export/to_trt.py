@@ -8,30 +8,27 @@ missing.
 """
 
 import argparse
-import dataclasses
+import contextlib
 import os
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
-import numpy as np
 import onnx
 
-from export import trt_contract
-from export.parity_frames import noise_frame
+from export import trt_check, trt_contract
 from export.precision import to_half
 from export.trt_build import BuildOptions, BuiltEngine, build_engine
 from export.trt_graph import axis_sizes, for_tensorrt, input_shapes, size_text, varying_inputs
 from perception import atomic_file, json_codec
 from perception.bundle import Bundle, load_bundle, write_manifest
 from perception.errors import InputError, run_command
-from perception.geometry.sparse_tables import build_sparse_tables
 from runtime.engines import engine_manifest, tensorrt_engine
-from runtime.engines.base import OUTPUT_NAMES
 from runtime.engines.engine_manifest import ENGINE_CARD_FILE, ENGINE_FILE, PLUGIN_FILE, Precision
 from runtime.engines.onnx_engine import OnnxEngine
 
@@ -41,6 +38,8 @@ HALVED = ("fp32", "fp16")
 RUN_FILE = "checkpoint.safetensors"
 MISSING_PART = 3
 """Exit code where the computer, not the input, lacks something."""
+MAX_WORKSPACE_GIB = 1024
+"""More than any GPU has. Source: ours."""
 PLUGIN_VARIABLE = "BEV_TENSORRT_PLUGIN"
 """Environment variable that names the plugin library."""
 
@@ -81,12 +80,12 @@ class Source:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line, build, try the engine on a frame, write the bundle."""
     options = parse(arguments)
+    target = options.out or options.source
     try:
-        bundle = _bundle(options)
-        target = options.out or bundle.path
-        source = prepare(bundle, options.precision)
-        started = time.monotonic()
-        manifest = build(source, options, target)
+        with _opened(options) as bundle:
+            source = prepare(bundle, options.precision)
+            started = time.monotonic()
+            manifest = build(source, options, target)
     except tensorrt_engine.MissingPartError as error:
         sys.stderr.write(f"error: {error}\n")
         return MISSING_PART
@@ -118,8 +117,11 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         raise InputError(
             f"Precision is {given.precision!r}, expected one of {', '.join(get_args(Precision))}."
         )
-    if not given.workspace > 0:
-        raise InputError(f"Workspace is {given.workspace} GiB, expected more than 0.")
+    if not 0 < given.workspace <= MAX_WORKSPACE_GIB:
+        raise InputError(
+            f"Workspace is {given.workspace} GiB, expected more than 0 and at most "
+            f"{MAX_WORKSPACE_GIB}."
+        )
     named = os.environ.get(PLUGIN_VARIABLE)
     return Options(
         source=given.source,
@@ -175,38 +177,68 @@ def build(source: Source, options: Options, target: Path) -> engine_manifest.Eng
         allow_tf32=source.precision != "fp32",
         profile={name: shapes[name] for name in varying_inputs(card)},
     )
-    cache = options.timing_cache or source.bundle.path.resolve().parent / TIMING_CACHE_FILE
-    known = cache.read_bytes() if cache.is_file() else b""
-    built = build_engine(trt, source.model.SerializeToString(), build_options, known)
-    manifest = engine_manifest.EngineManifest(
-        format_version=engine_manifest.FORMAT_VERSION,
-        precision=source.precision,
-        onnx_sha256=engine_manifest.file_sha256(source.bundle.model_path),
-        engine_sha256=engine_manifest.sha256(built.plan),
-        plugin_sha256=engine_manifest.file_sha256(plugin) if plugin else None,
-        platform=platform,
-        flags=build_options.flags,
-        workspace_bytes=options.workspace_bytes,
-        axes=axis_sizes(card),
-    )
-    _write_bundle(source.bundle, target, options, built, manifest, plugin)
-    atomic_file.write_bytes(cache, built.timing_cache)
+    cache = options.timing_cache or target.resolve().parent / TIMING_CACHE_FILE
+    in_place = target.resolve() == source.bundle.path.resolve()
+    with atomic_file.new_folder(target, in_place or options.overwrite) as folder:
+        known = _read_cache(cache)
+        built = build_engine(trt, source.model.SerializeToString(), build_options, known)
+        manifest = engine_manifest.EngineManifest(
+            format_version=engine_manifest.FORMAT_VERSION,
+            precision=source.precision,
+            onnx_sha256=engine_manifest.file_sha256(source.bundle.model_path),
+            engine_sha256=engine_manifest.sha256(built.plan),
+            plugin_sha256=engine_manifest.file_sha256(plugin) if plugin else None,
+            platform=platform,
+            flags=build_options.flags,
+            workspace_bytes=options.workspace_bytes,
+            axes=axis_sizes(card),
+        )
+        _fill(folder, target, source.bundle, built, manifest, plugin)
+        sys.stdout.write(f"{try_engine(load_bundle(folder), source.precision)}\n")
+    _write_cache(cache, built.timing_cache)
     return manifest
 
 
-def _bundle(options: Options) -> Bundle:
-    """The bundle that is given, or one exported from the run that is given."""
+@contextlib.contextmanager
+def _opened(options: Options) -> Iterator[Bundle]:
+    """The bundle that is given, or one exported from the run that is given, for a while."""
     if not (options.source / RUN_FILE).is_file():
-        return load_bundle(options.source)
+        yield load_bundle(options.source)
+        return
     if options.out is None:
         raise InputError(f"{options.source} is a run: name the bundle to make with --out BUNDLE.")
     tensorrt_engine.import_tensorrt()  # before minutes of work
     tensorrt_engine.Cuda()
+    if options.out.exists() and not options.overwrite:
+        raise InputError(f"{options.out} exists already: choose another name or pass --overwrite.")
     from export.to_onnx import export_checkpoint
     from perception.checkpoint import load_checkpoint
 
-    export_checkpoint(load_checkpoint(options.source), options.out, [], options.overwrite)
-    return load_bundle(options.out)
+    with tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder) / "bundle"
+        export_checkpoint(load_checkpoint(options.source), exported, [])
+        yield load_bundle(exported)
+
+
+def _read_cache(path: Path) -> bytes:
+    """Times of earlier builds, none at first; the file can be written when the build is done."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise InputError(
+            f"The timing cache {path} cannot be written ({error.strerror}): name another file with "
+            "--timing-cache."
+        ) from error
+
+
+def _write_cache(path: Path, content: bytes) -> None:
+    """Keep the times, which are a help and no more: an engine is not lost over them."""
+    try:
+        if content:
+            atomic_file.write_bytes(path, content)
+    except InputError as error:
+        sys.stderr.write(f"warning: {error}\n")
 
 
 def _plugin(source: Source, options: Options) -> Path | None:
@@ -223,60 +255,40 @@ def _plugin(source: Source, options: Options) -> Path | None:
     return path
 
 
-def _write_bundle(
-    bundle: Bundle,
+def _fill(
+    folder: Path,
     target: Path,
-    options: Options,
+    bundle: Bundle,
     built: BuiltEngine,
     manifest: engine_manifest.EngineManifest,
     plugin: Path | None,
 ) -> None:
-    """Make the folder anew beside the old one, try the engine in it, then rename."""
-    in_place = target.resolve() == bundle.path.resolve()
-    with atomic_file.new_folder(target, in_place or options.overwrite) as folder:
-        try:
-            for path in sorted(bundle.path.iterdir()):
-                if path.is_file() and path.name not in (ENGINE_FILE, ENGINE_CARD_FILE, PLUGIN_FILE):
-                    shutil.copyfile(path, folder / path.name)
-            if plugin is not None:
-                shutil.copyfile(plugin, folder / PLUGIN_FILE)
-        except OSError as error:
-            raise InputError(
-                f"Cannot write {target}: {error.strerror}; check its rights and free space."
-            ) from error
-        atomic_file.write_bytes(folder / ENGINE_FILE, built.plan)
-        atomic_file.write_text(folder / ENGINE_CARD_FILE, json_codec.to_json(manifest))
-        write_manifest(folder)
-        sys.stdout.write(f"{try_engine(load_bundle(folder))}\n")
+    """Copy a bundle into a folder, which is to be `target`, and add the engine."""
+    try:
+        for path in sorted(bundle.path.iterdir()):
+            if path.is_file() and path.name not in (ENGINE_FILE, ENGINE_CARD_FILE, PLUGIN_FILE):
+                shutil.copyfile(path, folder / path.name)
+        if plugin is not None:
+            shutil.copyfile(plugin, folder / PLUGIN_FILE)
+    except OSError as error:
+        raise InputError(
+            f"Cannot write {target}: {error.strerror}; check its rights and free space."
+        ) from error
+    atomic_file.write_bytes(folder / ENGINE_FILE, built.plan)
+    atomic_file.write_text(folder / ENGINE_CARD_FILE, json_codec.to_json(manifest))
+    write_manifest(folder)
 
 
-def try_engine(bundle: Bundle) -> str:
-    """Run a bundle's engine on a frame of noise and say how far ONNX Runtime is from it.
+def try_engine(bundle: Bundle, precision: Precision) -> str:
+    """Hold a bundle's engine against ONNX Runtime on frames of noise and say how far they are.
 
     Raises:
-        InputError: An output is not finite.
+        InputError: The engine fails, or is further from it than its precision explains.
     """
-    frame = noise_frame(bundle.card.inputs)
-    levels = bundle.card.sparse_levels
-    if levels is not None:
-        tables = build_sparse_tables(frame.pillar_cell, levels)
-        frame = dataclasses.replace(frame, sparse_tables=tables.by_name)
-    engine = tensorrt_engine.TensorrtEngine(bundle)
-    got = engine.run(frame)
-    engine.close()
-    expected = OnnxEngine(bundle).run(frame)
-    for name in OUTPUT_NAMES:
-        if not np.isfinite(getattr(got, name)).all():
-            raise InputError(
-                f"The engine was not written: its {name} of a frame of noise is not finite; build "
-                "with --precision fp32, and report it."
-            )
-    scores = float(np.abs(np.sort(got.scores) - np.sort(expected.scores)).max(initial=0.0))
-    masks = float(np.abs(got.map_prob - expected.map_prob).max(initial=0.0))
-    return (
-        f"{engine.description}: on noise, the largest difference to ONNX Runtime is {scores:.1e} "
-        f"of a score, {masks:.1e} of a map probability"
-    )
+    reference = OnnxEngine(bundle)
+    with contextlib.closing(tensorrt_engine.TensorrtEngine(bundle)) as engine:
+        agreement = trt_check.compare(engine, reference, bundle.card, precision)
+        return f"{engine.description}: on noise, {agreement}"
 
 
 if __name__ == "__main__":

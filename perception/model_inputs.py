@@ -13,7 +13,7 @@ from perception.geometry.depth_image import depth_image
 from perception.geometry.frustum import Frustum
 from perception.geometry.grid import BevGrid
 from perception.geometry.image_crop import ImageCrop
-from perception.geometry.pool_table import PoolTable, pool_table
+from perception.geometry.pool_table import PoolTable, PoolTableCache, pool_table
 from perception.messages import LidarSweep, SensorFrame
 from perception.taxonomy import LIDAR
 
@@ -165,6 +165,7 @@ def prepare_frame(
     spec: InputSpec,
     executor: Executor | None = None,
     augmentation: FrameAugmentation | None = None,
+    tables: PoolTableCache | None = None,
 ) -> PreparedFrame:
     """Cut the images, list the runs of frustum points per cell, sort the points into pillars.
 
@@ -176,6 +177,7 @@ def prepare_frame(
         spec: What the network wants.
         executor: Where points are sorted while images are cut here; None does one after the other.
         augmentation: How a training frame is changed; None leaves it as it is.
+        tables: Pool tables of earlier frames, for a rig that may stand still.
     """
     change = augmentation or PlainCut(image=spec.image)
     faults = {camera: _camera_fault(frame, camera, spec) for camera in spec.cameras}
@@ -191,7 +193,7 @@ def prepare_frame(
     for camera, image in images.items():
         pixels[spec.cameras.index(camera)] = change.cut(camera, image.rgb)
     rig = _camera_rig(frame, spec, tuple(images), change)
-    table = rig_pool_table(rig, spec, change.T_ego_aug_ego)
+    table = rig_pool_table(rig, spec, change.T_ego_aug_ego, tables)
     points_ego, columns = sorting.result() if sorting else _frame_points(frame, spec, change)
     return PreparedFrame(
         inputs=ModelInputs(
@@ -269,10 +271,14 @@ def _camera_rig(
 
 
 def rig_pool_table(
-    rig: CameraRig, spec: InputSpec, T_ego_aug_ego: Float64[np.ndarray, "4 4"]
+    rig: CameraRig,
+    spec: InputSpec,
+    T_ego_aug_ego: Float64[np.ndarray, "4 4"],
+    tables: PoolTableCache | None = None,
 ) -> PoolTable:
     """Which frustum points fall into which cell of the (augmented) ego frame."""
-    return pool_table(
+    build = pool_table if tables is None else tables.table
+    return build(
         spec.frustum,
         spec.camera_grid,
         spec.feature_height,

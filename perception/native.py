@@ -7,21 +7,24 @@ or nothing (`BEV_PLUGINS=`) to do without.
 
 import ctypes
 import os
+import sysconfig
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
 
-import perception
 from perception.errors import InputError
 from perception.geometry.frustum import Frustum
 from perception.geometry.grid import BevGrid
 
-VERSION = 1
+VERSION = 2
 """What `bev_plugins_version` must say: raised with each change of the C interface."""
 
 LIBRARY_NAME = "libbev_plugins.so"
+
+INT32_MAX = int(np.iinfo(np.int32).max)
+"""Largest index of a table."""
 
 _BAD_SIZE = 1
 _FAULTS = {
@@ -56,7 +59,8 @@ class _GridStruct(ctypes.Structure):
 class NativeLibrary:
     """Functions of the loaded library. Arrays are C-contiguous; outputs are written in place.
 
-    Tables are trusted: `pool_table_fault` looks at one that comes from outside.
+    Tables are trusted: `pool_table_fault` looks at one that comes from outside. Each function
+    raises InputError for arrays that are not of the types and shapes annotated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,8 +100,8 @@ class NativeLibrary:
             and depth.shape[2:] == feat.shape[1:3]
             and len(depth) == len(feat),
             "bev_pool",
-            (depth, feat, bev),
-            (runs, cell_start),
+            floats=(depth, feat, bev),
+            table=(runs, cell_start),
         )
         code = self.functions.bev_pool_forward_f32(
             *_pointers(depth, feat, runs, cell_start),
@@ -126,8 +130,8 @@ class NativeLibrary:
             and grad_depth.shape == depth.shape
             and grad_feat.shape == feat.shape,
             "bev_pool_backward",
-            (grad_bev, depth, feat, grad_depth, grad_feat),
-            (runs, cell_start),
+            floats=(grad_bev, depth, feat, grad_depth, grad_feat),
+            table=(runs, cell_start),
         )
         code = self.functions.bev_pool_backward_f32(
             *_pointers(grad_bev, depth, feat, runs, cell_start),
@@ -146,6 +150,9 @@ class NativeLibrary:
 
         A point that is in two runs is not looked for: it counts twice.
         """
+        _require(len(depth_shape) == 4, "pool_table_fault", table=(runs, cell_start))
+        if max(depth_shape) > INT32_MAX:
+            return _FAULTS[_BAD_SIZE]
         code = self.functions.bev_pool_check_table(
             *_pointers(runs),
             ctypes.c_int64(len(runs)),
@@ -177,8 +184,16 @@ class NativeLibrary:
             feature_width: Columns of the feature map.
             num_threads: At most one per camera is used.
         """
+        _require(
+            used.shape == (len(used),)
+            and R_ego_pixel.shape == (len(used), 3, 3)
+            and t_ego.shape == (len(used), 3),
+            "build_pool_table",
+            doubles=(R_ego_pixel, t_ego),
+            flags=(used,),
+        )
         num_points = len(used) * frustum.num_depths * feature_height * feature_width
-        if num_points > np.iinfo(np.int32).max:
+        if num_points > INT32_MAX or grid.num_cells >= INT32_MAX:
             _raise_fault(_BAD_SIZE)
         runs = np.empty((num_points, 3), np.int32)  # memory is taken where it is written: little
         cell_start = np.empty(grid.num_cells + 1, np.int32)
@@ -207,7 +222,11 @@ class NativeLibrary:
 
 
 def library() -> NativeLibrary | None:
-    """The library, or None where it was not built or does not load."""
+    """The library, or None where it was not built or does not load.
+
+    Raises:
+        InputError: `$BEV_PLUGINS` names a file that is not this library.
+    """
     return _load()[0]
 
 
@@ -232,19 +251,26 @@ def _load() -> tuple[NativeLibrary | None, str]:
     if named == "":
         return None, "BEV_PLUGINS is empty"
     if named is not None:
-        places = [Path(named)]
-    else:
-        # an editable install has the Python files here and the library in the environment
-        folders = [Path(folder) for folder in perception.__path__]
-        build = Path(__file__).resolve().parents[1] / "build" / "plugins"
-        places = [folder / LIBRARY_NAME for folder in (*folders, build)]
-    found = next((path for path in places if path.is_file()), None)
-    if found is None:
-        return None, f"no file {named or LIBRARY_NAME}: install with a C++ compiler to have it"
-    try:
-        return NativeLibrary(found), ""
-    except OSError as error:
-        return None, str(error)
+        try:
+            return NativeLibrary(Path(named).absolute()), ""
+        except OSError as error:
+            raise InputError(
+                f"BEV_PLUGINS names {named}, expected a {LIBRARY_NAME} ({error}): build it, or "
+                "unset the variable"
+            ) from error
+    # an editable install has the Python files here and the library in the environment
+    package = Path(__file__).resolve().parent
+    folders = [package, Path(sysconfig.get_path("platlib")) / package.name]
+    build = package.parent / "build" / "plugins"
+    why = []
+    for path in (folder / LIBRARY_NAME for folder in (*folders, build)):
+        if path.is_file():
+            try:
+                return NativeLibrary(path), ""
+            except OSError as error:
+                why.append(str(error))
+    missing = f"{LIBRARY_NAME} was not built when this was installed, which takes a C++ compiler"
+    return None, "; ".join(why) or missing
 
 
 def _pointers(*arrays: np.ndarray) -> list[ctypes.c_void_p]:
@@ -260,18 +286,24 @@ def _sizes(*sizes: int) -> list[ctypes.c_int32]:
 
 
 def _require(
-    condition: bool, name: str, arrays: tuple[np.ndarray, ...], table: tuple[np.ndarray, ...]
+    condition: bool,
+    name: str,
+    *,
+    floats: tuple[np.ndarray, ...] = (),
+    doubles: tuple[np.ndarray, ...] = (),
+    flags: tuple[np.ndarray, ...] = (),
+    table: tuple[np.ndarray, ...] = (),
 ) -> None:
     """Refuse arrays of wrong types, or that do not belong together."""
-    runs, _ = table
-    if (
-        not condition
-        or any(array.dtype != np.float32 for array in arrays)
-        or any(array.dtype != np.int32 for array in table)
-        or runs.shape[1:] != (3,)
-    ):
-        got = ", ".join(f"{array.dtype}{list(array.shape)}" for array in (*arrays, *table))
-        raise InputError(f"{name} got {got}, expected float32 and an int32 table of one problem")
+    if table:
+        runs, cell_start = table
+        condition = condition and runs.shape == (len(runs), 3) and cell_start.ndim == 1
+    kinds = ((floats, np.float32), (doubles, np.float64), (flags, np.bool_), (table, np.int32))
+    given = [(array, np.dtype(kind)) for arrays, kind in kinds for array in arrays]
+    if not condition or any(array.dtype != kind for array, kind in given):
+        got = ", ".join(f"{array.dtype}{list(array.shape)}" for array, _ in given)
+        expected = ", ".join(kind.name for _, kind in given)
+        raise InputError(f"{name} got {got}, expected {expected} of the shapes of one problem")
 
 
 def _raise_fault(code: int) -> None:

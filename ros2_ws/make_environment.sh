@@ -25,9 +25,14 @@ for tool in "$python" cmake make g++; do
   }
 done
 
+# What the install depends on: requirements, and how the native library is built and from what.
 environment_key() {
-  { cat "${BASH_SOURCE[0]}" "$root/constraints.txt"; sed -n '/^\[project\]/,/^\[tool\./p' "$root/pyproject.toml"
-    find "$root/export/plugins" -type f -print0 | sort -z | xargs -0 cat
+  { cat "${BASH_SOURCE[0]}" "$root/constraints.txt"
+    awk '/^\[/ { counts = /^\[+(build-system|project|tool\.hatch)/ } counts' "$root/pyproject.toml"
+    cat "$root/hatch_build.py"
+    cd "$root/export/plugins"
+    find CMakeLists.txt kernels onnxruntime -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.txt' \) -print0 \
+      | sort -z | xargs -0 sha256sum
     "$python" --version; echo "$root"; } | sha256sum | cut -d' ' -f1
 }
 

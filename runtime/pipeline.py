@@ -11,6 +11,7 @@ import numpy as np
 from perception.bundle import Bundle
 from perception.errors import InputError
 from perception.geometry import boxes
+from perception.geometry.pool_table import PoolTableCache
 from perception.geometry.sparse_tables import build_sparse_tables
 from perception.messages import Calibration, Detections, MapMask, PerceptionResult, SensorFrame
 from perception.model_inputs import ModelInputs, prepare_frame
@@ -54,6 +55,7 @@ class Pipeline:
         """frames, frames_without_sensor, engine_failures, dropped_boxes, dropped_pillars,
         dropped_voxels (beyond the capacity of a sparse encoder's level), bad_map_cells."""
         self._score_threshold = score_threshold
+        self._pool_tables = PoolTableCache()
         # One thread sorts points while this one cuts images: the split that two cores gain from.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
@@ -96,7 +98,7 @@ class Pipeline:
         self.counters["frames"] += 1
         start = time.perf_counter()
         spec = self.bundle.card.inputs
-        prepared = prepare_frame(frame, spec, self._pool)
+        prepared = prepare_frame(frame, spec, self._pool, tables=self._pool_tables)
         inputs = self._with_tables(prepared.inputs)
         self.counters["dropped_pillars"] += prepared.num_dropped_pillars
         stage_ms = {

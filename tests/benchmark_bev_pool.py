@@ -107,20 +107,23 @@ def _problem(spec: InputSpec, table: PoolTable) -> Problem:
     offset = (np.arange(len(run)) - first[run]) * width
     starts = np.append(first, len(run)).astype(np.int32)
     return Problem(
-        depth=(depth / depth.sum(axis=1, keepdims=True)).astype(np.float32),
-        feat=random.standard_normal((num_cameras, height, width, CHANNELS), np.float32),
+        depth=_aligned(depth / depth.sum(axis=1, keepdims=True)),
+        feat=_aligned(random.standard_normal((num_cameras, height, width, CHANNELS), np.float32)),
         table=table,
         point_depth=(table.runs[run, 0] + offset).astype(np.int32),
         point_feat=(table.runs[run, 1] + offset).astype(np.int32),
         point_start=starts[table.cell_start],
-        bev=_aligned(spec.camera_grid.num_cells * CHANNELS).reshape(-1, CHANNELS),
+        bev=_aligned(np.zeros((spec.camera_grid.num_cells, CHANNELS))),
     )
 
 
-def _aligned(size: int) -> np.ndarray:
-    memory = np.zeros(size + 16, np.float32)
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """A copy in fp32 that begins at a cache line, as torch and ONNX Runtime give them."""
+    memory = np.zeros(array.size + 16, np.float32)
     start = -memory.ctypes.data // 4 % 16
-    return memory[start : start + size]
+    copy = memory[start : start + array.size].reshape(array.shape)
+    copy[:] = array
+    return copy
 
 
 def _time(name: str, threads: int, repeats: int, call: Callable[[], object], **more: float) -> Row:

@@ -2,6 +2,7 @@
 
 import ctypes
 import enum
+import itertools
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -39,7 +40,10 @@ class FakeCuda(ModuleType):
         self.arch, self.driver, self.num_devices = arch, driver, 1
         self.blocks: dict[int, Any] = {}
         self.streams: dict[int, Stream] = {}
+        self.stream_numbers = itertools.count(1)
         self.copied_bytes: list[int] = []
+        self.graphs = 0
+        """Recorded or instantiated, and not destroyed."""
         self.launches = 0
 
     def memory(self, address: int, size: int) -> Any:
@@ -62,6 +66,25 @@ class FakeCuda(ModuleType):
 
     def cudaDriverGetVersion(self) -> tuple:  # noqa: N802
         return self.ok, self.driver
+
+    def fail(self, name: str, after: int = 0) -> None:
+        """Let a function fail after some calls that work."""
+        works, calls = getattr(self, name), itertools.count()
+        failed = (self.cudaError_t.cudaErrorMemoryAllocation, None)
+
+        def call(*arguments: Any) -> tuple:
+            if next(calls) < after:
+                return works(*arguments)
+            if name == "cudaStreamEndCapture":  # the recording is over all the same
+                arguments[0].recorded = None
+            return failed
+
+        setattr(self, name, call)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether everything was given back."""
+        return not (self.blocks or self.streams or self.graphs)
 
     def cudaMalloc(self, size: int) -> tuple:  # noqa: N802
         block = (ctypes.c_uint8 * size)(*[255] * min(size, 64))  # not zeros, as on a device
@@ -91,9 +114,14 @@ class FakeCuda(ModuleType):
         return (self.ok,)
 
     def cudaStreamCreate(self) -> tuple:  # noqa: N802
-        stream = Stream(len(self.streams) + 1)
+        stream = Stream(next(self.stream_numbers))
         self.streams[stream.number] = stream
         return self.ok, stream
+
+    def cudaStreamDestroy(self, stream: Stream) -> tuple:  # noqa: N802
+        assert stream.recorded is None, "destroyed while recording"
+        del self.streams[stream.number]
+        return (self.ok,)
 
     def cudaStreamSynchronize(self, stream: Stream) -> tuple:  # noqa: N802
         assert stream.recorded is None, "synchronised while recording"
@@ -105,10 +133,18 @@ class FakeCuda(ModuleType):
 
     def cudaStreamEndCapture(self, stream: Stream) -> tuple:  # noqa: N802
         recorded, stream.recorded = stream.recorded, None
+        self.graphs += 1
         return self.ok, recorded
 
     def cudaGraphInstantiate(self, graph: list, flags: int) -> tuple:  # noqa: N802
+        self.graphs += 1
         return self.ok, graph
+
+    def cudaGraphDestroy(self, graph: list) -> tuple:  # noqa: N802
+        self.graphs -= 1
+        return (self.ok,)
+
+    cudaGraphExecDestroy = cudaGraphDestroy  # noqa: N815
 
     def cudaGraphLaunch(self, graph: list, stream: Stream) -> tuple:  # noqa: N802
         self.launches += 1

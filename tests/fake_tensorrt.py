@@ -9,6 +9,7 @@ import base64
 import enum
 import json
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -17,8 +18,10 @@ import onnx
 import onnxruntime
 from fake_cuda import FakeCuda
 from onnx import helper
+from toy_bundle import toy_model, write_toy_bundle
 
 from export.bev_pool_onnx import attach_body
+from perception.model_card import ModelCard
 
 
 class FakeTensorrt(ModuleType):
@@ -30,7 +33,9 @@ class FakeTensorrt(ModuleType):
         self.cuda = cuda
         self.calls: list[tuple[str, tuple]] = []
         self.fails: set[str] = set()
-        """What is to go wrong: parse, build, deserialize, load_library, creator, capture."""
+        """What is to go wrong: parse, build, deserialize, load_library, creator, capture, run."""
+        self.twist: Any = None
+        """Changes the outputs by name before they are written, as a wrong kernel would."""
         self.libraries: list[str] = []
         self.ILogger = Logger
         self.MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE"])
@@ -245,7 +250,8 @@ class IExecutionContext:
     def execute_async_v3(self, stream_handle: int) -> bool:
         cuda = self.engine.trt.cuda
         stream = cuda.streams[stream_handle]
-        if "capture" in self.engine.trt.fails and stream.recorded is not None:
+        fails = self.engine.trt.fails
+        if "run" in fails or ("capture" in fails and stream.recorded is not None):
             return False
         stream.do(self._run)
         return True
@@ -254,7 +260,10 @@ class IExecutionContext:
         inputs = [tensor.name for tensor in self.session.get_inputs()]
         feed = {name: self._tensor(name).copy() for name in inputs}
         names = [tensor.name for tensor in self.session.get_outputs()]
-        for name, value in zip(names, self.session.run(names, feed), strict=True):
+        values = dict(zip(names, self.session.run(names, feed), strict=True))
+        if self.engine.trt.twist is not None:
+            self.engine.trt.twist(values)
+        for name, value in values.items():
             self._tensor(name)[...] = value
 
     def _tensor(self, name: str) -> np.ndarray:
@@ -262,6 +271,26 @@ class IExecutionContext:
         size = int(np.prod(shape)) * dtype.itemsize
         memory = self.engine.trt.cuda.memory(self.addresses[name], max(1, size))
         return np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
+
+
+def write_countable_toy(
+    folder: Path, card: ModelCard | None = None, model: onnx.ModelProto | None = None
+) -> Path:
+    """The toy bundle, its pillars counted by the cells that have one: an engine's arrays are as
+    long as they may ever be, so their length says nothing of the frame."""
+    model = model or toy_model()
+    nodes = model.graph.node
+    at = [node.op_type for node in nodes].index("Shape")
+    make = helper.make_node
+    cells = [
+        make("Cast", ["cell_pillar"], ["is_filled"], to=onnx.TensorProto.BOOL),
+        make("Cast", ["is_filled"], ["has_pillar"], to=onnx.TensorProto.FLOAT),
+        make("ReduceSum", ["has_pillar"], ["num_pillars"], keepdims=1),
+    ]
+    kept = [n for n in nodes if "num_pillars_int" not in (*n.input, *n.output)]
+    del nodes[:]
+    nodes.extend([*kept[:at], *cells, *kept[at:]])
+    return write_toy_bundle(folder, card, model)
 
 
 _CLASSES = (

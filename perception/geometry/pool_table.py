@@ -14,6 +14,8 @@ network. Geometry is in float64; the runs are sorted, so that the pooled sum has
 """
 
 import hashlib
+import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache
@@ -119,6 +121,42 @@ def table_key(
     return digest.hexdigest()
 
 
+class PoolTableCache:
+    """The newest tables by name: a rig that stands still needs its table once.
+
+    Odometry moves the cameras a little in every frame, and with them the table; without odometry,
+    or where a calibration stays, the same comes again and again. Not for use by several threads.
+    """
+
+    def __init__(self, size: int = 4) -> None:
+        """Start empty.
+
+        Args:
+            size: Tables kept; 1 and more.
+        """
+        self._size = size
+        self._tables: OrderedDict[str, PoolTable] = OrderedDict()
+
+    def table(
+        self,
+        frustum: Frustum,
+        grid: BevGrid,
+        feature_height: int,
+        feature_width: int,
+        K_img_aug: Sequence[Float64[np.ndarray, "3 3"] | None],
+        T_ego_cam: Sequence[Float64[np.ndarray, "4 4"] | None],
+    ) -> PoolTable:
+        """The table of these arguments, built only where it is not kept; not to be changed."""
+        arguments = (frustum, grid, feature_height, feature_width, K_img_aug, T_ego_cam)
+        key = table_key(*arguments)
+        if key not in self._tables:
+            self._tables[key] = pool_table(*arguments)
+            if len(self._tables) > self._size:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
+
 def table_fault(
     runs: Int32[np.ndarray, "r k"],
     cell_start: Int32[np.ndarray, " g_plus_1"],
@@ -139,8 +177,19 @@ def table_fault(
     """
     if runs.shape[1] != len(RUN_COLUMNS) or len(cell_start) == 0:
         return f"runs of {runs.shape[1]} columns and {len(cell_start)} cell starts"
-    if cell_start[0] != 0 or (np.diff(cell_start) < 0).any() or cell_start[-1] > len(runs):
+    sizes = (num_images, num_depths, height, width)
+    is_plain = all(x.dtype == np.int32 and x.flags.c_contiguous for x in (runs, cell_start))
+    library = native.library() if is_plain else None
+    if library is not None and library.pool_table_fault(runs, cell_start, sizes) is None:
+        return None  # the same rules in a tenth of the time; what follows has the words
+    # a difference of two int32 may wrap: neighbours are compared
+    falls = (cell_start[1:] < cell_start[:-1]).any()
+    if cell_start[0] != 0 or falls or cell_start[-1] > len(runs):
         return f"cell_start does not rise from 0 to at most {len(runs)} runs"
+    if cell_start[-1] == 0:
+        return None  # a network without cameras has no points
+    if min(sizes) < 1 or math.prod(sizes) > native.INT32_MAX:
+        return f"a depth of {list(sizes)} has no points, or more than 32 bits can index"
     depth, pixel, rows = runs[: cell_start[-1]].astype(np.int64).T
     area = height * width
     image, place = np.divmod(pixel, area)

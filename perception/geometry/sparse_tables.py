@@ -34,6 +34,12 @@ CAPACITY_SHARES = (1.0, 1.25, 0.75, 0.3, 0.25)
 (90,000 of 160,000 voxels) take 1.0, 0.46, 0.15 and 0.13, one sweep of nuScenes (15,000) up to 1.7,
 1.2, 0.6 and 0.5, far below the capacity."""
 
+LARGEST_KERNEL = LARGEST_STRIDE = 16
+"""Source: export/plugins/kernels/sparse_tables.h; ours, far beyond any network's."""
+
+MOST_PLACES = 2**31 - 2
+"""Voxels of a level that int32 can number from 1. Source: arithmetic."""
+
 _NATIVE_ERRORS = {
     1: "a size is out of range",
     2: "a voxel lies outside the grid",
@@ -49,6 +55,18 @@ class ConvShape:
     kernel: Axes
     stride: Axes = (1, 1, 1)
     padding: Axes = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        """Refuse what no convolution of voxels has."""
+        sound = (
+            1 <= k <= LARGEST_KERNEL and 1 <= s <= LARGEST_STRIDE and 0 <= p < k
+            for k, s, p in zip(self.kernel, self.stride, self.padding, strict=True)
+        )
+        if not all(sound):
+            raise ValueError(
+                f"{self} is no convolution: expected kernels of 1 to {LARGEST_KERNEL} voxels, "
+                f"strides of 1 to {LARGEST_STRIDE} and a padding below the kernel"
+            )
 
     @property
     def num_offsets(self) -> int:
@@ -110,6 +128,8 @@ class SparseLevels:
             )
         if not self.convs or min(min(size) for size in self.sizes) < 1:
             raise ValueError(f"levels have the sizes {self.sizes}, expected at least one voxel")
+        if max(math.prod(size) for size in self.sizes) > MOST_PLACES:
+            raise ValueError(f"levels have the sizes {self.sizes}, expected below 2**31 voxels")
 
     @property
     def sizes(self) -> tuple[Axes, ...]:
@@ -198,8 +218,10 @@ def build_sparse_tables(
         num_threads: Threads of the compiled library; results do not depend on it.
 
     Raises:
-        ValueError: A voxel lies outside the grid or is listed twice.
+        ValueError: A voxel lies outside the grid or is listed twice, or `cells` is no such array.
     """
+    if cells.dtype != np.int32 or cells.ndim != 1:
+        raise ValueError(f"cells are {cells.dtype}{list(cells.shape)}, expected int32 on one axis")
     library = native.library()
     if library is None:
         return build_with_numpy(cells, levels)

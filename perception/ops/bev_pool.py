@@ -46,8 +46,11 @@ def bev_pool(depth: Tensor, feat: Tensor, runs: Tensor, cell_start: Tensor) -> T
 
     Shapes and meaning are those of `bev_pool_reference`; int32 table.
     Note: agreement with the reference 1e-6 relative in fp32 (another order of summation).
+
+    Raises:
+        ValueError: On a CPU in fp32: the table reaches outside depth or feat.
     """
-    library = _compiled(depth, feat)
+    library = _compiled(depth, feat, runs, cell_start)
     if library is not None:
         bev = feat.new_empty(cell_start.shape[0] - 1, feat.shape[-1])
         library.bev_pool_forward(
@@ -76,10 +79,10 @@ def bev_pool_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `bev_pool` with respect to depth and feat.
 
-    A frustum point lies in one cell, so depth's gradient is a plain write; a pixel's is the
-    weighted sum over its depth bins, again a bag, with the points listed per pixel.
+    Depth's is one product of a point's cell and pixel, added up should it be in several runs; a
+    pixel's is the weighted sum over its depth bins, again a bag, with the points listed per pixel.
     """
-    library = _compiled(depth, feat)
+    library = _compiled(depth, feat, runs, cell_start)
     if library is not None:
         grads = depth.new_empty(depth.shape), feat.new_empty(feat.shape)
         library.bev_pool_backward(
@@ -99,7 +102,7 @@ def bev_pool_backward(
     for start in range(0, len(cell), POINTS_AT_ONCE):
         part = slice(start, start + POINTS_AT_ONCE)
         products = grad_bev.index_select(0, cell[part]) * pixels.index_select(0, point_feat[part])
-        grad_depth[point_depth[part]] = products.sum(1)
+        grad_depth.index_add_(0, point_depth[part], products.sum(1))
     order = torch.argsort(point_feat, stable=True)
     weight = depth.reshape(-1).index_select(0, point_depth[order])
     grad_feat = _bag(cell[order], grad_bev, _starts(point_feat, len(pixels)), weight)
@@ -113,10 +116,18 @@ def _(
     return depth.new_empty(depth.shape), feat.new_empty(feat.shape)
 
 
-def _compiled(depth: Tensor, feat: Tensor) -> native.NativeLibrary | None:
-    """The compiled kernel, where it can do these tensors."""
+def _compiled(
+    depth: Tensor, feat: Tensor, runs: Tensor, cell_start: Tensor
+) -> native.NativeLibrary | None:
+    """The compiled kernel, where it can do these tensors; it would follow a bad table anywhere."""
     can = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in (depth, feat))
-    return native.library() if can else None
+    library = native.library() if can else None
+    if library is not None:
+        n, d, h, w = depth.shape
+        fault = library.pool_table_fault(_numpy(runs), _numpy(cell_start), (n, d, h, w))
+        if fault is not None:
+            raise ValueError(f"the pool table does not fit depth of {[n, d, h, w]}: {fault}")
+    return library
 
 
 def _numpy(tensor: Tensor):

@@ -6,7 +6,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from perception.model_inputs import ModelInputs
+from perception.geometry.pool_table import table_fault
+from perception.model_inputs import InputSpec, ModelInputs
 
 
 class EngineError(RuntimeError):
@@ -25,6 +26,24 @@ class ModelOutputs:
     """Index into the card's `detection_classes`."""
     map_prob: Float32[np.ndarray, "c y x"]
     """Probability per map layer, 0..1; row = y, column = x, both growing with the coordinate."""
+
+
+def check_pool_table(inputs: ModelInputs, spec: InputSpec) -> None:
+    """Refuse a table that points outside the feature maps: kernels follow an index anywhere.
+
+    Raises:
+        EngineError: It does.
+    """
+    fault = table_fault(
+        inputs.pool_runs,
+        inputs.cell_start,
+        len(spec.cameras),
+        spec.frustum.num_depths,
+        spec.feature_height,
+        spec.feature_width,
+    )
+    if fault is not None:
+        raise EngineError(f"the pool table cannot be used: {fault}")
 
 
 OUTPUT_NAMES = tuple(ModelOutputs.__dataclass_fields__)

@@ -9,7 +9,7 @@ from perception.bundle import Bundle
 from perception.errors import InputError
 from perception.model_card import TensorSpec
 from perception.model_inputs import ModelInputs
-from runtime.engines.base import OUTPUT_NAMES, EngineError, ModelOutputs
+from runtime.engines.base import OUTPUT_NAMES, EngineError, ModelOutputs, check_pool_table
 
 _DTYPE_OF_ORT = {
     "tensor(float)": "float32",
@@ -27,6 +27,10 @@ _DTYPE_OF_ORT = {
 BevPoolForm = Literal["auto", "native", "function"]
 """How the BEV pool is computed: by the compiled kernel ("native"), by the standard operators that
 the model file carries ("function": slower, needs nothing), or natively where that can be had."""
+
+
+COMPILED = "compiled"
+"""How the description of the compiled pool begins."""
 
 
 class OnnxEngine:
@@ -55,6 +59,9 @@ class OnnxEngine:
         ort = _import_onnxruntime()
         options = ort.SessionOptions()
         pool = _register_bev_pool(options, bev_pool)
+        # the compiled kernel looks at the table itself
+        self._is_table_unchecked = not pool.startswith(COMPILED)
+        self._spec = bundle.card.inputs
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -94,8 +101,10 @@ class OnnxEngine:
         """Compute one frame.
 
         Raises:
-            EngineError: ONNX Runtime could not compute it.
+            EngineError: ONNX Runtime could not compute it, or its pool table is damaged.
         """
+        if self._is_table_unchecked:
+            check_pool_table(inputs, self._spec)
         try:
             values = self._session.run(OUTPUT_NAMES, inputs.tensors)
         except Exception as error:  # ONNX Runtime's own exceptions share no public base class
@@ -137,7 +146,7 @@ def _register_bev_pool(options: Any, form: BevPoolForm) -> str:
         except Exception as error:  # ONNX Runtime's own exceptions share no public base class
             reason = _first_line(error)
         else:
-            return f"compiled, {library.isa}"
+            return f"{COMPILED}, {library.isa}"
     if form == "native":
         raise InputError(
             f"The compiled BEV pool cannot be had ({reason}): install with a C++ compiler present, "

@@ -25,12 +25,18 @@ def open_engine(
         bev_pool: Form of the BEV pool in ONNX Runtime; TensorRT has its plugin.
 
     Raises:
-        InputError: There is no such engine, or it refuses the bundle.
+        InputError: There is no such engine, it has no such setting, or it refuses the bundle.
     """
     if kind not in get_args(EngineKind):
         raise InputError(f"Engine is {kind!r}, expected one of {', '.join(get_args(EngineKind))}.")
     if kind == "onnx":
         return OnnxEngine(bundle, num_threads, bev_pool)
+    for name, got, default in (("threads", num_threads, 0), ("bev_pool", bev_pool, "auto")):
+        if got != default:
+            raise InputError(
+                f"{name} is {got!r}, which is a setting of ONNX Runtime: leave it at {default!r} "
+                "for TensorRT."
+            )
     from runtime.engines.tensorrt_engine import TensorrtEngine
 
     return TensorrtEngine(bundle)

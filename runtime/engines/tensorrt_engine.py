@@ -21,16 +21,18 @@ import numpy as np
 
 from perception.bundle import Bundle
 from perception.errors import InputError
-from perception.geometry.pool_table import table_fault
 from perception.model_card import ModelCard
 from perception.model_inputs import ModelInputs
-from runtime.engines.base import OUTPUT_NAMES, EngineError, ModelOutputs
-from runtime.engines.engine_manifest import Platform, load_engine
+from runtime.engines.base import OUTPUT_NAMES, EngineError, ModelOutputs, check_pool_table
+from runtime.engines.engine_manifest import Platform, file_sha256, load_engine
 
 PLUGIN = ("BevPool", "1", "perception")
 """Name, version and namespace of the pool's plugin."""
 
 _LOG = logging.getLogger(__name__)
+
+_LOADED: dict[tuple[str, str, str], str] = {}
+"""Digest of the library that this process has loaded, by plugin: a process keeps its plugins."""
 
 
 class MissingPartError(InputError):
@@ -49,7 +51,8 @@ class TensorrtEngine:
 
         Raises:
             MissingPartError: TensorRT, cuda-python or a GPU is missing.
-            InputError: There is no engine, or it is damaged, stale or of another computer.
+            InputError: There is no engine, it is damaged, stale or of another computer, or the GPU
+                has no room for it.
         """
         trt = import_tensorrt()
         self._cuda = Cuda()
@@ -67,11 +70,21 @@ class TensorrtEngine:
             )
         self._spec = bundle.card.inputs
         self._runtime, self._engine = trt_runtime, engine  # the context needs both alive
-        self._context = engine.create_execution_context()
-        self._stream = self._cuda.call("cudaStreamCreate")
-        self._inputs, self._outputs = _make_buffers(trt, engine, self._cuda, bundle.card)
-        self._bind()
-        self._graph = self._record()
+        self._context: Any = None
+        self._inputs: dict[str, _Buffer] = {}
+        self._outputs: dict[str, _Buffer] = {}
+        self._graph: Any = None
+        try:
+            self._set_up(trt, bundle.card)
+        except EngineError as error:
+            self.close()
+            raise InputError(
+                f"The engine of {bundle.path} cannot be set up on {here.gpu_name} ({error}): end "
+                "what else uses the GPU's memory, or build the engine again."
+            ) from error
+        except BaseException:
+            self.close()
+            raise
         form = "CUDA graph" if self._graph is not None else "no CUDA graph"
         self._description = (
             f"TensorRT {here.tensorrt}, {checked.manifest.precision}, {here.gpu_name}, {form}"
@@ -87,9 +100,11 @@ class TensorrtEngine:
 
         Raises:
             EngineError: A tensor is not of the engine's type or shape, the pool table points
-                outside the feature maps, or CUDA failed.
+                outside the feature maps, CUDA failed, or the engine is closed.
         """
-        self._check_table(inputs)
+        if self._context is None:
+            raise EngineError("the engine is closed")
+        check_pool_table(inputs, self._spec)
         tensors = inputs.tensors
         if not set(self._inputs) <= set(tensors):
             missing = sorted(set(self._inputs) - set(tensors))
@@ -104,35 +119,33 @@ class TensorrtEngine:
         return ModelOutputs(**{name: self._outputs[name].host.copy() for name in OUTPUT_NAMES})
 
     def close(self) -> None:
-        """Give the buffers back; the engine computes nothing afterwards."""
-        self._context = self._engine = self._graph = None
-        for buffer in (*self._inputs.values(), *self._outputs.values()):
-            self._cuda.call("cudaFree", buffer.device)
-            self._cuda.call("cudaFreeHost", buffer.address)
-        self._inputs, self._outputs = {}, {}
+        """Give everything on the GPU back; the engine computes nothing afterwards."""
+        self._cuda.release()
+        self._inputs, self._outputs, self._graph = {}, {}, None
+        self._context = self._engine = self._runtime = None
 
-    def _check_table(self, inputs: ModelInputs) -> None:
-        """A kernel would follow an index anywhere, and the process would lose its GPU."""
-        spec = self._spec
-        fault = table_fault(
-            inputs.pool_runs,
-            inputs.cell_start,
-            len(spec.cameras),
-            spec.frustum.num_depths,
-            spec.feature_height,
-            spec.feature_width,
-        )
-        if fault is not None:
-            raise EngineError(f"the pool table cannot be used: {fault}")
+    def _set_up(self, trt: types.ModuleType, card: ModelCard) -> None:
+        """Make the context, the buffers and the CUDA graph."""
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise EngineError("TensorRT could not make an execution context, see its log")
+        self._stream = self._cuda.hold("cudaStreamDestroy", "cudaStreamCreate")
+        self._inputs, self._outputs = _make_buffers(trt, self._engine, self._cuda, card)
+        self._bind()
+        self._enqueue()  # the first run allocates, which no graph may
+        self._cuda.call("cudaStreamSynchronize", self._stream)
+        try:
+            self._graph = self._record()
+        except EngineError as error:
+            _LOG.warning("The engine runs without a CUDA graph: %s.", error)
 
     def _upload(self, buffer: "_Buffer", array: np.ndarray) -> None:
         fits = (
             array.dtype == buffer.host.dtype
             and array.ndim == buffer.host.ndim
             and array.shape[1:] == buffer.host.shape[1:]
-            and (
-                len(array) == len(buffer.host) or (buffer.varies and len(array) < len(buffer.host))
-            )
+            and len(array) <= len(buffer.host)
+            and (buffer.varies or len(array) == len(buffer.host))
         )
         if not fits:
             raise EngineError(
@@ -156,22 +169,21 @@ class TensorrtEngine:
         for buffer in self._outputs.values():
             self._cuda.copy(buffer.address, buffer.device, buffer.host.nbytes, False, self._stream)
 
-    def _record(self) -> Any | None:
-        """The work of a frame as a CUDA graph; None where the engine does not let itself record."""
-        self._enqueue()  # the first run allocates, which no graph may
-        self._cuda.call("cudaStreamSynchronize", self._stream)
+    def _record(self) -> Any:
+        """The work of a frame as a CUDA graph.
+
+        Raises:
+            EngineError: The engine does not let itself record, or CUDA refuses the graph.
+        """
         modes = self._cuda.runtime.cudaStreamCaptureMode
         self._cuda.call(
             "cudaStreamBeginCapture", self._stream, modes.cudaStreamCaptureModeThreadLocal
         )
         try:
             self._enqueue()
-        except EngineError as error:
-            _LOG.warning("The engine runs without a CUDA graph: %s.", error)
-            self._cuda.runtime.cudaStreamEndCapture(self._stream)
-            return None
-        graph = self._cuda.call("cudaStreamEndCapture", self._stream)
-        return self._cuda.call("cudaGraphInstantiate", graph, 0)
+        finally:  # a stream that records does nothing else
+            graph = self._cuda.hold("cudaGraphDestroy", "cudaStreamEndCapture", self._stream)
+        return self._cuda.hold("cudaGraphExecDestroy", "cudaGraphInstantiate", graph, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +216,7 @@ class Cuda:
                 "'pip install bev-perception[trt]'."
             ) from error
         self.runtime = runtime
+        self._held: list[tuple[str, Any]] = []
         code, count = runtime.cudaGetDeviceCount()
         if code != runtime.cudaError_t.cudaSuccess or count == 0:
             raise MissingPartError(
@@ -222,6 +235,21 @@ class Cuda:
             raise EngineError(f"{name}: {error.name}")
         return values[0] if values else None
 
+    def hold(self, undo: str, name: str, *arguments: Any) -> Any:
+        """Call, as `call`, what makes something that `release` gives back by `undo`."""
+        made = self.call(name, *arguments)
+        self._held.append((undo, made))
+        return made
+
+    def release(self) -> None:
+        """Give back what is held, the newest first; what fails is logged."""
+        while self._held:
+            undo, made = self._held.pop()
+            try:
+                self.call(undo, made)
+            except EngineError as error:
+                _LOG.warning("CUDA could not give something back: %s.", error)
+
     def copy(self, to: int, source: int, num_bytes: int, to_device: bool, stream: Any) -> None:
         """Queue a copy between pinned memory and the device."""
         kinds = self.runtime.cudaMemcpyKind
@@ -229,9 +257,18 @@ class Cuda:
         self.call("cudaMemcpyAsync", to, source, num_bytes, kind, stream)
 
     def platform(self, tensorrt: str) -> Platform:
-        """What engines are tied to, here."""
-        properties = self.call("cudaGetDeviceProperties", self.call("cudaGetDevice"))
-        driver = self.call("cudaDriverGetVersion")
+        """What engines are tied to, here.
+
+        Raises:
+            MissingPartError: The GPU does not answer.
+        """
+        try:
+            properties = self.call("cudaGetDeviceProperties", self.call("cudaGetDevice"))
+            driver = self.call("cudaDriverGetVersion")
+        except EngineError as error:
+            raise MissingPartError(
+                f"The GPU does not answer ({error}): see with nvidia-smi whether it works."
+            ) from error
         return Platform(
             tensorrt=tensorrt,
             gpu_name=properties.name.split(b"\0")[0].decode(),
@@ -279,10 +316,23 @@ def load_plugin(trt: types.ModuleType, library: Path) -> None:
     """Load a plugin library, unless the process has it, and look its creator up.
 
     Raises:
-        InputError: The library cannot be loaded, or does not bring the pool's plugin.
+        InputError: The library cannot be loaded, or does not bring the pool's plugin; or the
+            process has that plugin from elsewhere.
     """
     registry = trt.get_plugin_registry()
+    name, version, namespace = PLUGIN
+    digest = file_sha256(library)
     if registry.get_creator(*PLUGIN) is not None:
+        if PLUGIN not in _LOADED:
+            raise InputError(
+                f"A plugin {namespace}::{name} that this runtime did not load is in the process "
+                f"already: load {library} in a process of its own."
+            )
+        if _LOADED[PLUGIN] != digest:
+            raise InputError(
+                f"This process has loaded another plugin library than {library}: run engines of "
+                "different plugin libraries in different processes."
+            )
         return
     if registry.load_library(str(library.resolve())) is None:
         raise InputError(
@@ -290,11 +340,11 @@ def load_plugin(trt: types.ModuleType, library: Path) -> None:
             "this computer, see export/plugins."
         )
     if registry.get_creator(*PLUGIN) is None:
-        name, version, namespace = PLUGIN
         raise InputError(
             f"{library} brings no plugin {namespace}::{name} of version {version}: build the "
             "library of this version, see export/plugins."
         )
+    _LOADED[PLUGIN] = digest
 
 
 def _make_buffers(
@@ -340,8 +390,8 @@ def _buffer(
 ) -> _Buffer:
     count = int(np.prod(shape, dtype=np.int64))
     num_bytes = max(1, count * dtype.itemsize)  # TensorRT wants an address for nothing, too
-    address = int(cuda.call("cudaMallocHost", num_bytes))
-    device = int(cuda.call("cudaMalloc", num_bytes))
+    address = int(cuda.hold("cudaFreeHost", "cudaMallocHost", num_bytes))
+    device = int(cuda.hold("cudaFree", "cudaMalloc", num_bytes))
     cuda.call("cudaMemset", device, 0, num_bytes)
     memory = memoryview((ctypes.c_uint8 * num_bytes).from_address(address)).cast("B")
     host = np.frombuffer(memory, dtype, count).reshape(shape)

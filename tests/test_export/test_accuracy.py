@@ -9,9 +9,11 @@ from toy_bundle import toy_card, toy_model, write_toy_bundle
 
 from export import accuracy
 from export.accuracy import AccuracyReport, AccuracyRow, compare_accuracy, num_found_again
-from perception.bundle import load_bundle
+from export.quantize import model_digest
+from perception.bundle import load_bundle, write_manifest
 from perception.data.nuscenes_log import NuScenesLog
 from perception.errors import InputError
+from perception.geometry.sparse_tables import encoder_levels
 from perception.messages import Detections, MapMask, PerceptionResult
 from perception.taxonomy import DETECTION_CLASSES
 
@@ -152,6 +154,49 @@ def test_bundles_of_other_networks_are_refused(small_log_root, tmp_path):
     bundles = [toy(tmp_path / "first"), toy(tmp_path / "second", card=other)]
     with pytest.raises(InputError, match=r"second differs from .*first in recipe, expected"):
         compare_accuracy(bundles, NuScenesLog(small_log_root), "all")
+
+
+DEEP = dataclasses.replace(toy_card().inputs.pillars, num_slices=8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"detection_classes": ("car",)}, "detection classes"),
+        ({"map_classes": ("walkway",)}, "map classes"),
+        ({"sparse_levels": encoder_levels(DEEP)}, "sparse levels"),
+    ],
+)
+def test_networks_that_say_or_read_something_else_are_refused(tmp_path, changes, what):
+    first = toy(tmp_path / "first")
+    other = dataclasses.replace(first, card=dataclasses.replace(first.card, **changes))
+    with pytest.raises(InputError, match=f"in {what}, expected bundles of one network"):
+        accuracy._check_alike([first, other])
+
+
+def made_of(folder, **said):
+    """A bundle that says what it was made of."""
+    folder = toy(folder, card=dataclasses.replace(toy_card(), precision="int8")).path
+    (folder / "precision.json").write_text(json.dumps(said))
+    write_manifest(folder)
+    return load_bundle(folder)
+
+
+def test_bundles_of_other_trainings_are_refused(tmp_path):
+    first, other = toy(tmp_path / "first"), toy(tmp_path / "other", for_lidar=0.2)
+    same = made_of(tmp_path / "same", source_digest=first.digest)
+    # exported a second time, so that the bundle has another digest, but not the graph
+    graph = model_digest(first)
+    again = made_of(tmp_path / "again", source_digest="0", source_model=graph)
+    strange = made_of(tmp_path / "strange", source_digest=other.digest)
+    accuracy._check_alike([first, same, again])
+    accuracy._check_alike([same, first])
+    accuracy._check_alike([other, strange])
+    for wrong in ([first, strange], [other, same], [same, strange], [strange, first]):
+        with pytest.raises(InputError, match="in training, expected bundles of one network"):
+            accuracy._check_alike(wrong)
+    with pytest.raises(InputError, match="does not say what the bundle was made of"):
+        accuracy._check_alike([first, made_of(tmp_path / "mute")])
 
 
 @pytest.mark.parametrize(("for_lidar", "code"), [(0.3, 0), (-0.6, 1)])

@@ -4,7 +4,9 @@ import json
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from small_detector import small_config
 
 from export import quantize, sensitivity
@@ -12,8 +14,7 @@ from export.graph_scopes import SCOPES_KEY, module_path
 from export.parity_frames import noise_frame
 from export.quantization import QuantizationOptions, Quantizer, inner_layers, layer_groups
 from export.quantize import Frames, calibration_frames, convert_bundle
-from export.sensitivity import Reference, choose_layers, head_values
-from export.stage_parity import OnnxRuntimeRunner
+from export.sensitivity import head_values
 from export.to_onnx import model_card
 from perception import atomic_file, json_codec
 from perception.bundle import CARD_FILE, MODEL_FILE, load_bundle, write_manifest
@@ -157,76 +158,6 @@ def test_a_cell_far_above_all_others_does_not_set_the_range(small_export, frames
     assert scales[0] < 0.8 * scales[1]
 
 
-class ToldErrors(Reference):
-    """Errors as a test says them: of each part, by its layers, and their sum for several."""
-
-    def __init__(self, model, error_of_layer):
-        self.names, self.num_frames = head_values(model), 1
-        self.error_of_layer = error_of_layer
-
-    def error(self, model):
-        return sum(self.error_of_layer.get(name, 0.0) for name in rounded_nodes(model))
-
-
-class MarksLayers(Quantizer):
-    """Gives an empty graph with the layers' names instead of rounding anything."""
-
-    def __init__(self):
-        pass
-
-    def quantize(self, layers):
-        nodes = [helper.make_node("Conv", ["x", "w"], [name], name) for name in layers]
-        return helper.make_model(helper.make_graph(nodes, "g", [], []))
-
-
-def rounded_nodes(model):
-    return [node.name for node in model.graph.node]
-
-
-def test_the_most_sensitive_parts_stay_until_the_error_is_allowed(small_export):
-    _, model = small_export
-    groups = layer_groups(model, inner_layers(model, head_values(model)))
-    error = {groups["fusion.mix"][0]: 0.5, groups["bev_encoder.mix"][0]: 0.25}
-    error[groups["point_encoder.smooth"][0]] = 0.125
-    told = ToldErrors(model, error)
-    # all: 0.875; without fusion 0.375; without the encoder's mix, too, 0.125
-    result, report = choose_layers(model, MarksLayers(), told, 0.3)
-    assert report.error_of_all == 0.875
-    assert report.error == 0.125
-    kept = [row.group for row in report.rows if not row.is_rounded]
-    assert kept == ["fusion.mix", "bev_encoder.mix"]
-    assert [row.error for row in report.rows[:4]] == [0.5, 0.25, 0.125, 0.0]
-    names = rounded_nodes(result)
-    assert not set(names) & {groups["fusion.mix"][0], groups["bev_encoder.mix"][0]}
-    assert len(names) == report.rounded_layers == sum(map(len, groups.values())) - 2
-    lines = report.markdown().splitlines()
-    assert lines[2] == "| fusion.mix | 1 | 0.5000 | fp32 |"
-    assert "| all of them |" in report.markdown()
-    # 0.375 is allowed by 0.4: only the fusion stays
-    assert choose_layers(model, MarksLayers(), told, 0.4)[1].error == 0.375
-    everything = dict.fromkeys((name for group in groups.values() for name in group), 1.0)
-    with pytest.raises(InputError, match="No part of the network can be rounded within"):
-        choose_layers(model, MarksLayers(), ToldErrors(model, everything), 0.3)
-
-
-def test_the_error_is_relative_and_what_is_no_number_is_infinite(small_export, frames):
-    _, model = small_export
-    reference = Reference(model, frames[:1], OnnxRuntimeRunner())
-    assert reference.error(model) == 0.0
-    names = {w.name: w for w in model.graph.initializer}
-    for factor, error in ((2.0, None), (np.nan, float("inf"))):
-        other = onnx.ModelProto()
-        other.CopyFrom(model)
-        node = next(
-            n for n in other.graph.node if module_path(n).startswith("detector.map_head.la")
-        )
-        weights = next(w for w in other.graph.initializer if w.name == node.input[1])
-        changed = numpy_helper.to_array(names[node.input[1]]) * np.float32(factor)
-        weights.CopyFrom(numpy_helper.from_array(changed, weights.name))
-        got = reference.error(other)
-        assert got > 0.1 if error is None else got == error
-
-
 def two_groups(model, layers):
     """Fewer parts than there are: each takes a third of a second."""
     groups = layer_groups(model, layers)
@@ -263,9 +194,47 @@ def test_a_bundle_of_another_precision_runs_and_says_how_it_was_made(
 
 def test_beyond_the_error_nothing_is_written(bundle, frames, tmp_path):
     given = Frames(calibration=(), check=tuple(frames[:1]), source="noise")
-    with pytest.raises(InputError, match="heads in fp16 are off by"):
+    with pytest.raises(InputError, match="network in fp16 is off by"):
         convert_bundle(bundle, tmp_path / "out", given, None, max_error=1e-9)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(28, "No space left on device"), Fail("half a model"), DecodeError("half a model")],
+)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    bundle, frames, tmp_path, monkeypatch, failure
+):
+    def fail(*arguments, **options):
+        raise failure
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(Quantizer, "_calibrate", fail)
+    given = Frames(calibration=tuple(frames[:1]), check=tuple(frames[1:2]), source="noise")
+    with pytest.raises(InputError, match=r"out was not written \(.*(space|half).*free space"):
+        convert_bundle(bundle, tmp_path / "out", given, QuantizationOptions())
+    assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]
+
+
+def test_fp16_asks_for_no_frames_to_calibrate(bundle, small_log_root, tmp_path, monkeypatch):
+    given = []
+
+    def keep(source, out, frames, options, **others):
+        given.append(frames)
+        raise InputError("That is all.")
+
+    monkeypatch.setattr(quantize, "convert_bundle", keep)
+    words = ["--precision", "fp16", "--log", small_log_root, "--split", "all"]
+    words = ["quantize.py", bundle.path, "--out", tmp_path, *words, "--frames", 999, "--check", 1]
+    monkeypatch.setattr("sys.argv", [str(word) for word in words])
+    with pytest.raises(InputError, match="That is all"):
+        quantize.main()
+    assert given[0].calibration == ()
+    # a frame, and the same without LiDAR, without cameras, with neither
+    masks = [(frame.lidar_mask.max(), frame.camera_mask.max()) for frame in given[0].check]
+    assert masks == [(1, 1), (0, 1), (1, 0), (0, 0)]
 
 
 def test_frames_are_drawn_by_seed_and_none_is_used_twice(small_log_root, bundle):

@@ -8,7 +8,7 @@ from export.deploy_graph import DeployGraph
 from export.graph_scopes import SCOPES_KEY, entering, leaving, module_path, with_outputs
 from export.parity import run_torch
 from export.parity_frames import noise_frame, with_missing_sensors
-from export.stage_parity import OnnxRuntimeRunner, compare_stages, stages_of
+from export.stage_parity import OnnxRuntimeRunner, _Differences, compare_stages, stages_of
 from perception.checkpoint import load_checkpoint
 from perception.errors import InputError
 
@@ -114,7 +114,51 @@ def test_a_stage_that_is_not_found_in_the_file_fails(small_export, frames):
             del node.metadata_props[:]
     report = compare_stages(graph, other, frames)
     assert report.first_failed == "fusion"
-    assert "not found" in report.table()
+    assert "0 of 1 values found" in report.table()
+
+
+def test_a_head_that_lost_an_output_fails(small_export, frames):
+    graph, model = small_export
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    _, code = leaving(model, "detector.box_head")
+    wanted = {code}
+    for node in reversed(other.graph.node):  # nobody knows any more where the code comes from
+        if wanted & set(node.output) and module_path(node).startswith("detector.box_head"):
+            wanted.update(node.input)
+            if "shared" not in module_path(node):
+                del node.metadata_props[:]
+    report = compare_stages(graph, other, frames)
+    assert [row.stage for row in report.rows if not row.passed] == ["box head"]
+    row = report.rows[NAMES.index("box head")]
+    assert (row.num_values, row.num_expected) == (1, 2)
+    assert row.max_error <= row.bound
+    assert "1 of 2 values found" in report.table()
+
+
+def differences(expected, *frames):
+    found = _Differences()
+    for got in frames:
+        found.add(
+            [np.array(tensor, np.float64) for tensor in expected],
+            {name: np.array(value, np.float32) for name, value in got.items()},
+        )
+    return found.num_expected, sorted(found.errors())
+
+
+def test_each_tensor_has_a_value_of_its_own():
+    expected = [[1.0, 2.0], [4.0, 3.0]]
+    both = {"a": [4.0, 3.0], "b": [1.0, 2.0]}
+    assert differences(expected, both) == (2, [0.0, 0.0])
+    # each is nearest to the first tensor, and one must do for the second: |3 - 2| and |4 - 1| of 4
+    assert differences(expected, {"a": [1.0, 2.0], "b": [1.0, 2.0]}) == (2, [0.0, 0.75])
+    # what is left over in the file, or of another size, says nothing
+    assert differences(expected, {**both, "c": [9.0, 9.0], "d": [1.0]}) == (2, [0.0, 0.0])
+    assert differences(expected, {"a": [1.0, 2.0]}) == (2, [0.0])
+    assert differences(expected, {}) == (2, [])
+    # a value must fit in every frame
+    assert differences(expected, both, {**both, "b": [1.0, 2.0, 3.0]}) == (2, [0.0])
+    assert differences(expected, {"a": [np.nan, 3.0], "b": [1.0, 2.0]}) == (2, [0.0, np.inf])
 
 
 def test_stages_are_those_that_the_network_has(small_run):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_detector import small_config
 
-from export import parity
+from export import parity, to_onnx
 from export.deploy_graph import DeployGraph
 from export.parity_frames import log_frames, noise_frame, with_missing_sensors
 from export.to_onnx import export_checkpoint
@@ -157,3 +157,30 @@ def test_a_wrong_run_is_one_sentence(tmp_path, run, said):
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_no_frames_to_compare_are_one_sentence(tmp_path, monkeypatch, number):
+    words = ["to_onnx.py", str(tmp_path), "--out", str(tmp_path / "out"), "--frames", number]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(InputError, match=f"--frames is {number}, expected 1 or more"):
+        to_onnx.main()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "no JSON", "[]", '{"data": {"log": 3}}'])
+def test_a_damaged_configuration_of_a_run_names_no_log(tmp_path, capsys, text):
+    (tmp_path / "config.json").write_text(text)
+    assert to_onnx._parity_log(tmp_path, None, None) is None
+    assert "comparing on noise only" in capsys.readouterr().err
+
+
+def test_the_log_of_a_run_is_taken_where_it_is_there(tmp_path, small_log_root, capsys):
+    data = {"log": str(small_log_root), "version": ""}
+    (tmp_path / "config.json").write_text(json.dumps({"data": data}))
+    log = to_onnx._parity_log(tmp_path, None, None)
+    assert log is not None
+    assert log.root == small_log_root
+    data["log"] = ""
+    (tmp_path / "config.json").write_text(json.dumps({"data": data}))
+    assert to_onnx._parity_log(tmp_path, None, None) is None
+    assert "comparing on noise only" in capsys.readouterr().err

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pool_tables import points_of, table_of_cells
 
-from perception.ops.bev_pool import bev_pool, bev_pool_reference
+from perception import native
+from perception.ops.bev_pool import bev_pool, bev_pool_backward, bev_pool_reference
 
 N, D, H, W, C = 2, 3, 4, 3, 5
 
@@ -115,6 +116,45 @@ def test_gradients_are_the_reference_s(share, dtype):
         gradients.append((d.grad, f.grad))
     for fast, reference in zip(*gradients, strict=True):
         torch.testing.assert_close(fast, reference)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_point_in_two_runs_counts_twice(dtype):
+    # point 0 (row 0 of bin 0) is in both runs: cells 0 and 1 with gradients 1 and 10 per channel.
+    # d bev / d depth: 3 channels of feature 2: point 0: 3 * 2 * (1 + 10) = 66, point 1 (row 1, in
+    # the first run alone): 3 * 2 * 1 = 6; d bev / d feat: depth 0.5: row 0: 0.5 * 11 = 5.5, row 1:
+    # 0.5 * 1 = 0.5
+    runs = torch.tensor([[0, 0, 2], [0, 0, 1]], dtype=torch.int32)
+    cell_start = torch.tensor([0, 1, 2], dtype=torch.int32)
+    grad_bev = torch.tensor([[1.0], [10.0]], dtype=dtype).expand(2, 3)
+    for pool in (bev_pool, bev_pool_reference):
+        depth = torch.full((1, 1, 2, 1), 0.5, dtype=dtype, requires_grad=True)
+        feat = torch.full((1, 2, 1, 3), 2.0, dtype=dtype, requires_grad=True)
+        pool(depth, feat, runs, cell_start).backward(grad_bev)
+        assert depth.grad.flatten().tolist() == [66.0, 6.0]
+        assert feat.grad.flatten().tolist() == [5.5] * 3 + [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("runs", "cell_start", "words"),
+    [
+        ([[10**9, 0, 1]], [0, 1], "begins outside depth"),
+        ([[0, 0, 2**31 - 1]], [0, 1], "leaves its image"),
+        ([[0, 10**9, 1]], [0, 1], "not the one of its depth"),
+        ([[0, 0, 1]], [0, 2**31 - 1, -(2**31), -1, 1], "decreases"),
+        ([[0, 0, 1]], [0, 10**9], "beyond the runs"),
+    ],
+)
+def test_a_bad_table_is_an_exception_and_no_crash(runs, cell_start, words):
+    if native.library() is None:
+        pytest.skip(native.description())
+    depth, feat = torch.ones(N, D, H, W), torch.ones(N, H, W, C)
+    table = [torch.tensor(x, dtype=torch.int32) for x in (runs, cell_start)]
+    with pytest.raises(ValueError, match=f"does not fit depth of .2, 3, 4, 3.: .*{words}"):
+        bev_pool(depth, feat, *table)
+    grad_bev = torch.ones(len(cell_start) - 1, C)
+    with pytest.raises(ValueError, match=words):
+        bev_pool_backward(grad_bev, depth, feat, *table)
 
 
 def test_operator_is_registered_as_torch_wants_it():

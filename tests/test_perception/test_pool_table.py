@@ -2,14 +2,21 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pool_tables import points_of
 
+from perception import native
 from perception.geometry import rigid
 from perception.geometry.frustum import Frustum
 from perception.geometry.grid import BevGrid
-from perception.geometry.pool_table import PoolTable, pool_table, table_fault, table_key
+from perception.geometry.pool_table import (
+    PoolTable,
+    PoolTableCache,
+    pool_table,
+    table_fault,
+    table_key,
+)
 
 FRUSTUM = Frustum(stride=8, depth_min=1.0, depth_max=13.0, depth_step=3.0, z_min=-1.0, z_max=3.0)
 GRID = BevGrid(x_min=-8.0, x_max=12.0, y_min=-6.0, y_max=6.0, cell=2.0)
@@ -171,6 +178,56 @@ def test_a_run_outside_the_feature_map_is_a_fault(change: dict, fault: str | Non
     assert found is None if fault is None else found.startswith(fault)
 
 
+HOSTILE_STARTS = (
+    [0, 2**31 - 1, -(2**31), -1, 2],  # differences that wrap around to positive ones
+    [0, 2**31 - 1, -2, 0],
+    [0, -(2**31), 2**31 - 1, 3],
+    [-(2**31), 2**31 - 1],
+    [0, 2**31 - 1],
+    [0, 0, 4],
+    [0, 1, 0, 3],
+)
+EDGES = [-(2**31), -1, 0, 1, 2, 3, 12, 47, 95, 46341, 2**31 - 1]
+
+
+def faults(monkeypatch, runs: list, cell_start: list, *sizes: int) -> list[str | None]:
+    """Of a table: with the library, where there is one, and without it."""
+    table = np.array(runs, np.int32).reshape(-1, 3), np.array(cell_start, np.int32)
+    found = [table_fault(*table, *sizes)]
+    with monkeypatch.context() as context:
+        context.setattr("perception.native.library", lambda: None)
+        found.append(table_fault(*table, *sizes))
+    if native.library() is not None:
+        checked = native.library().pool_table_fault(*table, sizes)
+        assert (checked is None) == (found[1] is None), (checked, found[1])
+    return found
+
+
+@pytest.mark.parametrize("cell_start", HOSTILE_STARTS)
+def test_starts_that_wrap_around_are_a_fault(monkeypatch, cell_start: list[int]) -> None:
+    for fault in faults(monkeypatch, [[0, 0, 1]] * 3, cell_start, 2, 4, HEIGHT, WIDTH):
+        assert fault == "cell_start does not rise from 0 to at most 3 runs"
+
+
+@settings(
+    deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    runs=st.lists(st.tuples(*[st.sampled_from(EDGES)] * 3), min_size=1, max_size=3),
+    cell_start=st.one_of(
+        st.just([0, 1]), st.lists(st.sampled_from(EDGES), min_size=2, max_size=4),
+    ),
+    sizes=st.one_of(
+        st.just((2, 4, HEIGHT, WIDTH)), st.tuples(*[st.sampled_from([1, 2, 46341, 2**31])] * 4)
+    ),
+)  # fmt: skip
+def test_every_checker_refuses_the_same_tables(monkeypatch, runs, cell_start, sizes) -> None:
+    if cell_start[0] == 0 and cell_start[-1] == 0 and max(sizes) > 2:
+        return  # no run is read: only the library looks at the sizes
+    with_library, without = faults(monkeypatch, runs, cell_start, *sizes)
+    assert with_library == without
+
+
 @pytest.mark.parametrize("cell_start", [[1, 2], [0, 2, 1, 2], [0, 4], [0, -1], []])
 def test_starts_that_do_not_rise_are_a_fault(cell_start: list[int]) -> None:
     runs = np.array([[0, 0, 1]] * 3, np.int32)
@@ -181,3 +238,16 @@ def test_a_built_table_has_no_fault() -> None:
     table = table_of(camera_at(0.3, 1, 0, 1), None, camera_at(2.0, 0, 0, 2))
     assert table_fault(table.runs, table.cell_start, 3, 4, HEIGHT, WIDTH) is None
     assert table_fault(table.runs, table.cell_start, 2, 4, HEIGHT, WIDTH) is not None
+
+
+def test_a_rig_that_stands_still_gets_its_table_once() -> None:
+    cache = PoolTableCache(size=2)
+    rigs = [camera_at(yaw, 0, 0, 1) for yaw in (0.0, 0.5, 1.0)]
+    first, second = (cache.table(FRUSTUM, GRID, HEIGHT, WIDTH, [K], [T]) for T in rigs[:2])
+    np.testing.assert_array_equal(first.runs, table_of(rigs[0]).runs)
+    assert cache.table(FRUSTUM, GRID, HEIGHT, WIDTH, [K], [rigs[0].copy()]) is first
+    cache.table(FRUSTUM, GRID, HEIGHT, WIDTH, [K], [rigs[2]])  # the second is the oldest now
+    assert cache.table(FRUSTUM, GRID, HEIGHT, WIDTH, [K], [rigs[0]]) is first
+    again = cache.table(FRUSTUM, GRID, HEIGHT, WIDTH, [K], [rigs[1]])
+    assert again is not second
+    np.testing.assert_array_equal(again.runs, second.runs)

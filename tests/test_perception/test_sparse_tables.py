@@ -136,6 +136,43 @@ def test_a_voxel_outside_or_listed_twice_is_refused():
                 build(np.array(cells, np.int32), levels)
 
 
+@pytest.mark.parametrize(
+    "cells", [np.array([3, 5]), np.array([3, 5], np.uint32), np.array([[3, 5]], np.int32)]
+)
+def test_cells_of_another_type_are_refused(monkeypatch, cells):
+    # the library would read the halves of an int64 as two voxels
+    levels = levels_of((1, 1, 16), ConvShape(kernel=(1, 1, 1)))
+    for find in (native.library, lambda: None):
+        monkeypatch.setattr(native, "library", find)
+        with pytest.raises((ValueError, TypeError)):  # TypeError where shapes are checked
+            build_sparse_tables(cells, levels)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kernel": (0, 1, 1)},
+        {"kernel": (1, 17, 1)},
+        {"stride": (0, 1, 1)},
+        {"stride": (1, 1, -1)},
+        {"stride": (1, 1, 17)},
+        {"stride": (1, 2**31 - 1, 1)},  # what once made the library write anywhere
+        {"padding": (-1, 0, 0)},
+        {"padding": (0, 0, 3)},
+        {"padding": (0, 0, 2**31 - 1)},
+    ],
+)
+def test_what_is_no_convolution_is_refused(change):
+    with pytest.raises(ValueError, match="is no convolution: expected kernels of 1 to 16"):
+        dataclasses.replace(HALF, **change)
+
+
+def test_levels_that_int32_cannot_number_are_refused():
+    with pytest.raises(ValueError, match=r"expected below 2\*\*31 voxels"):
+        levels_of((2, 2**15, 2**15), ConvShape(kernel=(2, 1, 1)))  # 2^31
+    levels_of((1, 2**15, 2**15), ConvShape(kernel=(1, 1, 1)))
+
+
 def test_a_missing_library_changes_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     cells = rng.permutation(3 * 8 * 8)[:60].astype(np.int32)

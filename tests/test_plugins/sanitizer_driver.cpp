@@ -3,12 +3,27 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include <algorithm>
+#include <atomic>
 #include <memory>
+#include <new>
 #include <random>
 #include <vector>
 
 #include "bev_pool.h"
+#include "sparse_tables.h"
+
+// Memory of which there are only so many pieces, for the library, too.
+std::atomic<int32_t> pieces_left{INT32_MAX};
+void* operator new(size_t size) {
+  void* memory = pieces_left-- > 0 ? malloc(size) : nullptr;
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+void operator delete(void* memory) noexcept { free(memory); }
+void operator delete(void* memory, size_t) noexcept { free(memory); }
 
 namespace {
 
@@ -30,6 +45,26 @@ void expect(bool condition, const char* what) {
   if (condition) return;
   fprintf(stderr, "failed: %s\n", what);
   exit(1);
+}
+
+// An output aligned to the longest vectors; larger than the threshold of this build it is written past the
+// caches, by instructions that the sanitizers do not see: so there are marks around it.
+void stream_once(const std::vector<float>& depth, const std::vector<float>& feat,
+                 const std::vector<int32_t>& runs, const std::vector<int32_t>& cell_start,
+                 int32_t width, int32_t channels, const std::vector<float>& expected) {
+  void* memory = nullptr;
+  expect(posix_memalign(&memory, 64, sizeof(float) * (expected.size() + 32)) == 0, "memory");
+  float* const begin = static_cast<float*>(memory);
+  std::fill(begin, begin + expected.size() + 32, -7.0f);
+  expect(bev_pool_forward_f32(depth.data(), feat.data(), runs.data(), cell_start.data(),
+                              int32_t(cell_start.size()) - 1, width, channels, 2,
+                              begin + 16) == BEV_POOL_OK,
+         "forward past the caches");
+  expect(memcmp(begin + 16, expected.data(), sizeof(float) * expected.size()) == 0, "one result");
+  for (int32_t i = 0; i < 16; ++i) {
+    expect(begin[i] == -7.0f && begin[16 + expected.size() + i] == -7.0f, "marks");
+  }
+  free(memory);
 }
 
 void pool_once(int32_t channels) {
@@ -71,6 +106,7 @@ void pool_once(int32_t channels) {
                                channels, threads, grad_depth.data(),
                                grad_feat.data()) == BEV_POOL_OK,
          "backward");
+  stream_once(depth, feat, runs, cell_start, width, channels, bev);
   const auto half_depth = random_array<uint16_t>(points);
   const auto half_feat = random_array<uint16_t>(feat.size());
   std::vector<uint16_t> half_bev(bev.size());
@@ -106,6 +142,106 @@ void check_once() {
          "a checked table");
 }
 
+// The tables of two convolutions, in arrays of exactly the size that the header names.
+struct SparseCase {
+  int32_t size[3];
+  sparse_tables_conv convs[2];
+  int32_t capacities[3];
+  std::vector<int32_t> cells;
+  int32_t threads = 1;
+
+  int build() const {
+    int64_t outputs = 1, rows = capacities[0];
+    std::vector<std::vector<int32_t>> within, down;
+    const int32_t* in = size;
+    int32_t next[2][3];
+    for (int l = 0; l < 2; ++l) {
+      outputs = 1;
+      int64_t offsets = 1;
+      for (int a = 0; a < 3; ++a) {
+        const int64_t room = int64_t{in[a]} + 2 * int64_t{convs[l].padding[a]} - convs[l].kernel[a];
+        const int64_t n = convs[l].stride[a] > 0 ? room / convs[l].stride[a] + 1 : 0;
+        next[l][a] = int32_t(std::clamp<int64_t>(n, 0, 300));  // wild ones are to be refused
+        outputs *= next[l][a];
+        offsets *= std::clamp(convs[l].kernel[a], 0, 16);
+      }
+      within.emplace_back(27 * std::max<int64_t>(rows, 0));
+      rows = std::min<int64_t>(capacities[l + 1], outputs);
+      down.emplace_back(offsets * std::max<int64_t>(rows, 0));
+      in = next[l];
+    }
+    std::vector<int32_t> dense(outputs), num_rows(3), num_dropped(3);
+    int32_t* const within_data[] = {within[0].data(), within[1].data()};
+    int32_t* const down_data[] = {down[0].data(), down[1].data()};
+    // dense has no address where it is empty
+    int32_t nothing = 0;
+    return sparse_tables_build(cells.data(), int32_t(cells.size()), size, convs, 2, capacities,
+                               threads, within_data, down_data,
+                               outputs > 0 ? dense.data() : &nothing, num_rows.data(),
+                               num_dropped.data());
+  }
+};
+
+SparseCase sparse_case() {
+  SparseCase problem;
+  for (int32_t& n : problem.size) n = between(1, 70);
+  problem.size[0] = between(1, 5);
+  for (sparse_tables_conv& conv : problem.convs) {
+    for (int a = 0; a < 3; ++a) {
+      conv.kernel[a] = between(1, 4);
+      conv.stride[a] = between(1, 3);
+      conv.padding[a] = between(0, conv.kernel[a] - 1);
+    }
+  }
+  const int32_t places = problem.size[0] * problem.size[1] * problem.size[2];
+  const int32_t one_of = between(1, 20);
+  for (int32_t cell = 0; cell < places; ++cell) {
+    if (between(1, one_of) == 1) problem.cells.push_back(cell);
+  }
+  if (between(0, 1)) std::shuffle(problem.cells.begin(), problem.cells.end(), engine);
+  for (int32_t& capacity : problem.capacities) capacity = between(0, 2) ? 25000 : between(0, 50);
+  problem.threads = between(0, 3);
+  return problem;
+}
+
+// Sound tables, and the same with one number that is none: it is refused, or the tables are built.
+void sparse_once() {
+  SparseCase problem = sparse_case();
+  const int code = problem.build();
+  expect(code == SPARSE_TABLES_OK || code == SPARSE_TABLES_BAD_SIZE, "sparse tables");
+  const int32_t wild[] = {INT32_MIN, -1, 0, 17, 46341, 1 << 30, INT32_MAX - 1, INT32_MAX};
+  const int32_t value = wild[between(0, 7)];
+  const int32_t place = between(0, 18);
+  if (place < 18) {
+    int32_t* const conv = problem.convs[place / 9].kernel;  // followed by stride and padding
+    conv[place % 9] = value;
+  } else if (!problem.cells.empty()) {
+    problem.cells[between(0, int32_t(problem.cells.size()) - 1)] = value;
+  }
+  problem.build();
+}
+
+// Whatever piece of memory is not to be had: a code, and no thread left behind.
+void little_memory() {
+  SparseCase problem = sparse_case();
+  while (problem.build() != SPARSE_TABLES_OK || problem.cells.size() < 5000) problem = sparse_case();
+  problem.threads = 3;
+  int refused = 0, built = 0;
+  for (int32_t pieces = 0; pieces < 200; ++pieces) {
+    const SparseCase once = problem;
+    pieces_left = pieces;
+    int code = SPARSE_TABLES_NO_MEMORY;
+    try {
+      code = once.build();
+    } catch (const std::bad_alloc&) {  // the driver's own arrays
+    }
+    pieces_left = INT32_MAX;
+    expect(code == SPARSE_TABLES_OK || code == SPARSE_TABLES_NO_MEMORY, "little memory");
+    ++(code == SPARSE_TABLES_OK ? built : refused);
+  }
+  expect(refused > 0 && built > 0, "memory that is just enough");
+}
+
 }  // namespace
 
 int main() {
@@ -113,5 +249,7 @@ int main() {
   for (int32_t channels = 1; channels <= 70; ++channels, ++pools) pool_once(channels);
   for (const int32_t channels : {80, 128, 161, 300}) pool_once(channels), ++pools;
   for (int i = 0; i < 20000; ++i) check_once();
+  for (int i = 0; i < 150; ++i) sparse_once();
+  little_memory();
   printf("%s %d\n", bev_plugins_isa(), pools);
 }

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,6 +123,13 @@ def test_nothing_is_written_behind_the_rows_there_are(entry):
     assert (down[3:] == -7).all()
 
 
+def conv(kernel=(1, 1, 1), stride=(1, 1, 1), padding=(0, 0, 0)):
+    return SimpleNamespace(kernel=kernel, stride=stride, padding=padding)
+
+
+HUGE = (17, 2**30, 2**31 - 2, 2**31 - 1)
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -131,9 +139,14 @@ def test_nothing_is_written_behind_the_rows_there_are(entry):
         ({"size": (0, 2, 4)}, 1),
         ({"size": (1, 1 << 16, 1 << 16)}, 1),
         ({"conv": ConvShape(kernel=(3, 3, 3))}, 1),  # does not fit into one slice
-        ({"conv": ConvShape(kernel=(17, 1, 1), padding=(16, 0, 0))}, 1),
-        ({"conv": ConvShape(kernel=(1, 1, 1), stride=(0, 1, 1))}, 1),
-        ({"conv": ConvShape(kernel=(1, 1, 1), padding=(1, 0, 0))}, 1),
+        # what ConvShape refuses
+        ({"conv": conv(kernel=(17, 1, 1), padding=(16, 0, 0))}, 1),
+        ({"conv": conv(kernel=(1, 0, 1))}, 1),
+        ({"conv": conv(stride=(0, 1, 1))}, 1),
+        ({"conv": conv(stride=(1, 1, -1))}, 1),
+        *(({"conv": conv((1, 1, 2), (1, 1, s), (0, 0, 1))}, 1) for s in HUGE),
+        ({"conv": conv(padding=(1, 0, 0))}, 1),
+        ({"conv": conv(padding=(0, -1, 0))}, 1),
         ({"capacities": (-1, 4)}, 1),
         ({"capacities": (4, -1)}, 1),
     ],

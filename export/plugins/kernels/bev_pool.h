@@ -51,7 +51,7 @@ int bev_pool_cells_f16(const uint16_t* depth, const uint16_t* feat, const int32_
 // First cell of slice `part` of `parts` slices of about equal work; num_cells for part == parts.
 int32_t bev_pool_split(const int32_t* cell_start, int32_t num_cells, int32_t part, int32_t parts);
 
-// Gradients of the sum; zeros where no point counts.
+// Gradients of the sum; zeros where no point counts, and the sum over its runs for a point in several.
 int bev_pool_backward_f32(const float* grad_bev /*[num_cells, channels]*/, const float* depth,
                           const float* feat, const int32_t* runs, const int32_t* cell_start,
                           int32_t num_cells, int32_t num_images, int32_t num_depths, int32_t height,
@@ -91,8 +91,6 @@ int bev_pool_build_table(const double* R_ego_pixel /*[cameras, 3, 3]*/,
 int32_t bev_plugins_version(void);
 // Instruction set in use: "avx512", "avx2" or "baseline".
 const char* bev_plugins_isa(void);
-// Both in one line, for a log.
-const char* bev_plugins_description(void);
 
 #if defined(__cplusplus)
 }  // extern "C"

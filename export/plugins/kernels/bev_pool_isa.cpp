@@ -326,7 +326,7 @@ void backward_columns(const Backward& pool, int32_t first, int32_t last, float* 
         c = run_vectors<kMostVectors>(column, run, grad_cell, pool.depth + run.point, width, c);
       }
       for (int k = 0; k < run.rows; ++k) {
-        pool.grad_depth[run.point + static_cast<int64_t>(k) * width] = column.products[k];
+        pool.grad_depth[run.point + static_cast<int64_t>(k) * width] += column.products[k];
       }
     }
     for (int h = 0; h < height; ++h) {

@@ -127,7 +127,7 @@ extern "C" int bev_pool_build_table(const double* R_ego_pixel, const double* t_e
     const Rays rays = rays_of(*frustum);
     std::vector<std::vector<CellRun>> lists(static_cast<size_t>(num_cameras));
     std::atomic<bool> out_of_memory{false};
-    for_each_part(num_cameras, std::min(num_threads, num_cameras), [&](int32_t camera) {
+    for_each_part(num_cameras, num_threads, [&](int32_t camera) {
       if (!used[camera]) return;
       try {
         lists[camera] = runs_of_camera(R_ego_pixel + 9 * camera, t_ego + 3 * camera, camera, rays,

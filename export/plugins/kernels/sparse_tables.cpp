@@ -5,19 +5,19 @@
 #include "sparse_tables.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <limits>
 #include <memory>
 #include <new>
 #include <numeric>
-#include <thread>
 #include <vector>
+
+#include "threads.h"
 
 namespace {
 
 constexpr sparse_tables_conv submanifold = {{3, 3, 3}, {1, 1, 1}, {1, 1, 1}};
-constexpr int max_kernel = 16;
+constexpr int max_kernel = 16, max_stride = 16;
 constexpr int64_t max_rows = std::numeric_limits<int32_t>::max() - 1;
 constexpr int64_t behind_all = std::numeric_limits<int64_t>::max();
 constexpr int32_t rows_per_job = 2048;
@@ -56,9 +56,10 @@ std::vector<Reach> reaches(int32_t size_in, int32_t size_out, int32_t kernel, in
                            int32_t padding) {
   std::vector<Reach> reach(size_in);
   for (int32_t i = 0; i < size_in; i++) {
-    const int32_t first = i + padding - kernel + 1;  // the output that covers i with its last offset
-    reach[i] = {first <= 0 ? 0 : (first + stride - 1) / stride,
-                std::min((i + padding) / stride, size_out - 1)};
+    const int64_t last = int64_t{i} + padding;  // times the stride: of the output whose first offset is i
+    const int64_t first = last - kernel + 1;    // whose last offset is i
+    reach[i] = {static_cast<int32_t>(first <= 0 ? 0 : (first + stride - 1) / stride),
+                static_cast<int32_t>(std::min<int64_t>(last / stride, size_out - 1))};
   }
   return reach;
 }
@@ -89,7 +90,7 @@ int set_voxels(Level& level, const int32_t* cells, int32_t num_voxels, int32_t c
 class Bitmap {
  public:
   explicit Bitmap(const int32_t* size)
-      : size_{size[0], size[1], size[2]}, line_words_((size[2] + 63) / 64) {
+      : size_{size[0], size[1], size[2]}, line_words_(size[2] / 64 + 1) {
     // pages of calloc that nothing is written to cost nothing: most of a grid is empty
     words_.reset(static_cast<uint64_t*>(
         std::calloc(static_cast<size_t>(int64_t{size[0]} * size[1] * line_words_), sizeof(uint64_t))));
@@ -107,9 +108,9 @@ class Bitmap {
     const uint64_t* word = words_.get();
     for (int32_t z = 0; z < size_[0]; z++)
       for (int32_t y = 0; y < size_[1]; y++)
-        for (int32_t x = 0; x < size_[2]; x += 64)
+        for (int32_t x = 0; x < line_words_; x++)
           for (uint64_t rest = *word++; rest != 0; rest &= rest - 1)
-            if (num++ < capacity) places.push_back({z, y, x + __builtin_ctzll(rest)});
+            if (num++ < capacity) places.push_back({z, y, x * 64 + __builtin_ctzll(rest)});
     return num;
   }
 
@@ -197,21 +198,9 @@ void fill_tables(const std::vector<Table>& tables, int32_t num_threads) {
     for (int32_t begin = 0; begin < rows; begin += std::min(rows_per_job, rows - begin))
       jobs.push_back({&table, begin, begin + std::min(rows_per_job, rows - begin)});
   }
-  std::atomic<size_t> next{0};
-  const auto work = [&jobs, &next] {
-    for (size_t i; (i = next.fetch_add(1)) < jobs.size();)
-      fill(*jobs[i].table, jobs[i].begin, jobs[i].end);
-  };
-  std::vector<std::thread> others;
-  try {
-    const size_t wanted = std::min(static_cast<size_t>(std::max(num_threads, 1)), jobs.size());
-    others.reserve(wanted);
-    while (others.size() + 1 < wanted) others.emplace_back(work);
-  } catch (...) {
-    // no more threads to be had: those there are do the work
-  }
-  work();
-  for (std::thread& other : others) other.join();
+  bev_pool::for_each_part(static_cast<int32_t>(jobs.size()), num_threads, [&jobs](int32_t job) {
+    fill(*jobs[job].table, jobs[job].begin, jobs[job].end);
+  });
 }
 
 void fill_dense(const Level& level, int32_t* dense) {
@@ -233,14 +222,21 @@ bool fits(const int32_t* size) {
   return true;
 }
 
+bool makes_sense(const sparse_tables_conv& conv) {
+  for (int a = 0; a < 3; a++) {
+    if (conv.kernel[a] < 1 || conv.kernel[a] > max_kernel) return false;
+    if (conv.stride[a] < 1 || conv.stride[a] > max_stride) return false;
+    if (conv.padding[a] < 0 || conv.padding[a] >= conv.kernel[a]) return false;
+  }
+  return true;
+}
+
 // Size of the next level; false where there is none.
 bool output_size(const int32_t* in, const sparse_tables_conv& conv, int32_t* out) {
   for (int a = 0; a < 3; a++) {
-    const int32_t kernel = conv.kernel[a], stride = conv.stride[a], padding = conv.padding[a];
-    if (kernel < 1 || kernel > max_kernel || stride < 1 || padding < 0 || padding >= kernel) return false;
-    const int64_t room = int64_t{in[a]} + 2 * padding - kernel;
-    if (room < 0) return false;
-    out[a] = static_cast<int32_t>(room / stride + 1);
+    const int64_t room = int64_t{in[a]} + 2 * conv.padding[a] - conv.kernel[a];
+    if (room < 0 || room >= max_rows) return false;
+    out[a] = static_cast<int32_t>(room / conv.stride[a] + 1);
   }
   return fits(out);
 }
@@ -248,6 +244,7 @@ bool output_size(const int32_t* in, const sparse_tables_conv& conv, int32_t* out
 int build(const int32_t* cells, int32_t num_voxels, const int32_t* size, const sparse_tables_conv* convs,
           int32_t num_convs, const int32_t* capacities, int32_t num_threads, int32_t* const* within,
           int32_t* const* down, int32_t* dense, int32_t* num_rows, int32_t* num_dropped) {
+  if (!std::all_of(convs, convs + num_convs, makes_sense)) return SPARSE_TABLES_BAD_SIZE;
   std::vector<Level> levels;
   levels.reserve(num_convs + 1);
   for (int32_t l = 0; l <= num_convs; l++) {

@@ -25,7 +25,7 @@ enum {
 };
 
 // A convolution that leads from one level to the next: its output voxels are all whose kernel covers an
-// occupied one.
+// occupied one. Kernel and stride are 1 .. 16, padding is 0 .. kernel - 1.
 typedef struct {
   int32_t kernel[3], stride[3], padding[3];
 } sparse_tables_conv;

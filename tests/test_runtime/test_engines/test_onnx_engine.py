@@ -56,6 +56,17 @@ def test_inputs_that_the_graph_refuses_are_an_engine_error(toy_bundle: Path) -> 
         OnnxEngine(bundle, 1).run(wrong)
 
 
+def test_a_table_that_points_outside_is_an_engine_error(toy_bundle: Path) -> None:
+    # the compiled pool looks at its table itself: tests/test_plugins/test_onnxruntime_op.py
+    bundle = load_bundle(toy_bundle)
+    inputs = inputs_without_sensors(bundle)
+    runs, starts = np.array([[0, 0, 99]], np.int32), np.ones_like(inputs.cell_start)
+    starts[0] = 0
+    wrong = dataclasses.replace(inputs, pool_runs=runs, cell_start=starts)
+    with pytest.raises(EngineError, match="the pool table cannot be used: run 0"):
+        OnnxEngine(bundle, 1, "function").run(wrong)
+
+
 @pytest.mark.parametrize("content", [b"", b"no model", bytes(range(256)) * 20])
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
     folder = write_toy_bundle(tmp_path / "bundle")

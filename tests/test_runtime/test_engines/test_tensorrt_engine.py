@@ -6,7 +6,7 @@ from pathlib import Path
 import fake_tensorrt
 import numpy as np
 import pytest
-from toy_bundle import write_toy_bundle
+from fake_tensorrt import write_countable_toy
 
 from export import to_trt
 from export.parity_frames import noise_frame
@@ -14,8 +14,10 @@ from perception import bundle as bundles
 from perception.bundle import load_bundle
 from perception.errors import InputError
 from perception.model_inputs import ModelInputs
+from runtime.engines import tensorrt_engine
 from runtime.engines.base import Engine, EngineError
 from runtime.engines.engine_manifest import ENGINE_CARD_FILE, ENGINE_FILE
+from runtime.engines.selection import open_engine
 from runtime.engines.tensorrt_engine import MissingPartError, TensorrtEngine
 
 
@@ -27,7 +29,7 @@ def trt(monkeypatch) -> fake_tensorrt.FakeTensorrt:
 @pytest.fixture
 def built(trt, tmp_path) -> Path:
     """The toy bundle with an engine. It needs no plugin; its row in engine.json is tested apart."""
-    folder = write_toy_bundle(tmp_path / "bundle")
+    folder = write_countable_toy(tmp_path / "bundle")
     assert to_trt.main([str(folder), "--precision", "fp32"]) == 0
     trt.cuda.copied_bytes.clear()
     return folder
@@ -116,12 +118,77 @@ def test_an_engine_that_cannot_be_recorded_runs_without_a_graph(trt, built, capl
     np.testing.assert_allclose(engine.run(frame(built)).scores[0], 0.5)
 
 
-def test_closing_gives_all_memory_back(trt, built):
-    before = set(trt.cuda.blocks)
+@pytest.mark.parametrize(
+    "function", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"]
+)
+def test_a_graph_that_cuda_refuses_is_done_without(function, trt, built):
+    trt.cuda.fail(function)
     engine = TensorrtEngine(load_bundle(built))
-    assert set(trt.cuda.blocks) > before
+    assert engine.description.endswith("no CUDA graph")
+    np.testing.assert_allclose(engine.run(frame(built)).scores[0], 0.5)
     engine.close()
-    assert set(trt.cuda.blocks) == before
+    assert trt.cuda.is_clean
+
+
+def test_closing_gives_everything_back_and_ends_the_work(trt, built):
+    assert trt.cuda.is_clean  # the command that built it has closed its engine
+    engine = TensorrtEngine(load_bundle(built))
+    assert trt.cuda.blocks
+    assert trt.cuda.streams
+    assert trt.cuda.graphs == 2  # what was recorded, and what runs
+    engine.close()
+    assert trt.cuda.is_clean
+    engine.close()
+    with pytest.raises(EngineError, match="the engine is closed"):
+        engine.run(frame(built))
+
+
+@pytest.mark.parametrize("after", [0, 5])
+@pytest.mark.parametrize("function", ["cudaMalloc", "cudaMallocHost"])
+def test_a_gpu_without_room_is_one_sentence_and_nothing_stays(function, after, trt, built):
+    trt.cuda.fail(function, after)
+    said = rf"cannot be set up on Fake GPU \({function}: cudaErrorMemoryAllocation\): end what"
+    with pytest.raises(InputError, match=said):
+        TensorrtEngine(load_bundle(built))
+    assert trt.cuda.is_clean
+
+
+def test_an_engine_that_does_not_start_is_one_sentence_and_nothing_stays(trt, built):
+    trt.fails = {"run"}
+    with pytest.raises(InputError, match=r"cannot be set up .*could not start the engine"):
+        TensorrtEngine(load_bundle(built))
+    assert trt.cuda.is_clean
+
+
+def test_a_gpu_that_does_not_answer_is_a_missing_part(trt, built):
+    trt.cuda.fail("cudaGetDevice")
+    with pytest.raises(MissingPartError, match=r"does not answer \(cudaGetDevice: "):
+        TensorrtEngine(load_bundle(built))
+
+
+def test_a_process_has_one_plugin_library(trt, tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorrt_engine, "_LOADED", {})
+    first, copy, other = (tmp_path / name for name in ("first.so", "copy.so", "other.so"))
+    first.write_bytes(b"one")
+    copy.write_bytes(b"one")
+    other.write_bytes(b"two")
+    tensorrt_engine.load_plugin(trt, first)
+    tensorrt_engine.load_plugin(trt, copy)  # the same library
+    with pytest.raises(InputError, match=r"has loaded another plugin library than .*other\.so"):
+        tensorrt_engine.load_plugin(trt, other)
+    assert trt.libraries == [str(first)]
+    tensorrt_engine._LOADED.clear()  # as if somebody else had brought it
+    with pytest.raises(InputError, match="BevPool that this runtime did not load is in"):
+        tensorrt_engine.load_plugin(trt, first)
+
+
+def test_settings_of_onnx_runtime_are_refused(built):
+    bundle = load_bundle(built)
+    with pytest.raises(InputError, match="threads is 2, which is a setting of ONNX Runtime"):
+        open_engine(bundle, "tensorrt", num_threads=2)
+    with pytest.raises(InputError, match="bev_pool is 'native', which is a setting of ONNX"):
+        open_engine(bundle, "tensorrt", bev_pool="native")
+    assert isinstance(open_engine(bundle, "tensorrt"), TensorrtEngine)
 
 
 def rewrite(folder: Path, **changes: object) -> None:
@@ -208,7 +275,7 @@ def test_a_minor_driver_update_does_no_harm(built):
 
 
 def test_a_bundle_without_engine_says_how_to_build_one(trt, tmp_path):
-    folder = write_toy_bundle(tmp_path / "bundle")
+    folder = write_countable_toy(tmp_path / "bundle")
     with pytest.raises(InputError, match=r"has no engine\.plan .*to_trt\.py"):
         TensorrtEngine(load_bundle(folder))
 
