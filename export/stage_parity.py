@@ -57,7 +57,8 @@ STAGES = (
     Stage(name="BEV encoder", module="detector.bev_encoder"),
     Stage(name="BEV encoder of the map", module="detector.map_bev_encoder"),
     Stage(name="box head", module="detector.box_head"),
-    Stage(name="map head", module="detector.map_head"),
+    # logits of inner layers are for training only
+    Stage(name="map head", module="detector.map_head", field="logits"),
 )
 """In the order of computation; a network lacks some of them."""
 

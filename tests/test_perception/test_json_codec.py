@@ -97,7 +97,7 @@ def test_mistakes_are_named_with_their_place(text: str, message: str) -> None:
 
 
 def test_a_card_of_another_format_is_refused() -> None:
-    text = to_json(toy_card()).replace('"format_version": 2', '"format_version": 3')
+    text = to_json(toy_card()).replace('"format_version": 3', '"format_version": 4')
     with pytest.raises(InputError, match="export the model again"):
         from_json(ModelCard, text, "card.json")
 
