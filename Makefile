@@ -75,7 +75,7 @@ bench-bev-pool-cuda: .venv/.done ## the CUDA kernel against other algorithms and
 	@$(BIN)/python tests/benchmark_bev_pool_cuda.py --log $(LOG)
 
 bench-sparse: .venv/.done ## tables of the sparse encoder and the encoder itself, at full size
-	@$(BIN)/python tests/benchmark_sparse.py
+	@$(BIN)/python tests/benchmark_sparse.py --log $(LOG)
 
 ros: ## make .venv-ros and build the ROS 2 workspace
 	@PYTHON=$(PYTHON) bash ros2_ws/make_environment.sh
