@@ -104,7 +104,8 @@ def equal_projections(gram: Gram) -> Float64[np.ndarray, " t"]:
     """`imtl_g` for any number of tasks.
 
     With u_i the directions, n_i the norms and C the cosines, the projections of sum a_i g_i are
-    C (a n): they are equal where a n solves C b = 1, up to a factor.
+    C (a n): they are equal where a n solves C b = 1, up to a factor. Weights may be negative, even
+    their sum before it is made 1: then the method as it is published goes uphill.
     """
     norms = np.sqrt(gram.diagonal())
     cosines = gram / np.outer(norms, norms)

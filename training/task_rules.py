@@ -4,8 +4,10 @@ A rule weights the losses (which the heads feel) before the backward pass, and t
 the tasks meet (which only the shared part feels) after it. What it learns is a few numbers, named.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -13,8 +15,6 @@ from jaxtyping import Float64
 
 from training.gradient_calibration import Gram, ImtlGConfig, imtl_g
 
-FRANK_WOLFE_STEPS = 200
-"""For MGDA with more than two tasks. Source: ours."""
 MIN_WEIGHT = 0.01
 """No task is given up by GradNorm. Source: ours."""
 MAX_LOG_VARIANCE = 10.0
@@ -160,16 +160,18 @@ def learned(
 def shortest(gram: Gram) -> Float64[np.ndarray, " t"]:
     """Weights of at least 0, sum 1, whose sum of gradients is the shortest."""
     num = len(gram)
-    weights = np.full(num, 1.0 / num)
-    for _ in range(1 if num < 3 else FRANK_WOLFE_STEPS):
-        # the best mixture with the gradient that helps most; exact at once for two tasks
-        products = gram @ weights
-        way = (np.arange(num) == np.argmin(products)).astype(float) - weights
-        curve = way @ gram @ way
-        if curve <= 0.0:
-            break
-        weights = weights + np.clip(-(way @ products) / curve, 0.0, 1.0) * way
-    return weights
+    best, length = np.full(num, 1.0 / num), math.inf
+    # the shortest of each plane through some of them, as long as it lies between them
+    for support in (s for k in range(num, 0, -1) for s in combinations(range(num), k)):
+        system = np.ones((len(support) + 1, len(support) + 1))
+        system[:-1, :-1] = gram[np.ix_(support, support)] / gram.max()
+        system[-1, -1] = 0.0
+        found = np.linalg.lstsq(system, np.eye(len(system))[-1], rcond=None)[0][:-1]
+        weights = np.zeros(num)
+        weights[list(support)] = found
+        if found.min() >= 0.0 and weights @ gram @ weights < length:
+            best, length = weights, weights @ gram @ weights
+    return best
 
 
 def without_conflict(gram: Gram, rng: np.random.Generator) -> Float64[np.ndarray, " t"]:
