@@ -12,7 +12,7 @@ from training.gradient_calibration import EqualConfig
 from training.step import TrainStep
 from training.task_rules import InterConfig
 
-NUM_STEPS = 250
+NUM_STEPS = 120
 
 
 def explained(target, said):
@@ -24,7 +24,7 @@ def weak_task_after_training(decades, inter):
     """What the map's head explains in the end, its loss weighted with 10 ** -decades."""
     torch.manual_seed(1)
     losses = ToyLosses({"boxes": 1.0, "map": 10.0**-decades})
-    optim = OptimConfig(steps=NUM_STEPS, batch_size=16, lr=0.02, weight_decay=0.0)
+    optim = OptimConfig(steps=NUM_STEPS, batch_size=16, lr=0.04, weight_decay=0.0)
     step = TrainStep(losses, optim, Ranks(), inter=inter)
     for number in range(NUM_STEPS):
         step([toy_batch(seed=number)], number)
