@@ -224,7 +224,10 @@ def test_learned_weights_are_in_the_loss_and_come_from_good_steps_only():
     before = dict(step.backward.state)
     spoilt = toy_batch()
     spoilt.targets["map"][0] = float("nan")
-    assert step([spoilt], 1).bad
+    assert step([spoilt], 1).bad == "the loss map is nan"
+    assert step.backward.state == before
+    step.losses.detector.camera.weight.register_hook(lambda gradient: gradient * float("nan"))
+    assert step([toy_batch()], 2).bad.startswith("the norm of the gradient")
     assert step.backward.state == before
 
 
