@@ -6,6 +6,8 @@ from typing import Literal
 from perception.data.augment import BevAugmentConfig, ImageAugmentConfig
 from perception.data.faults import FaultConfig
 from perception.models.detector import DetectorConfig
+from training.gradient_calibration import IntraConfig
+from training.task_rules import InterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,10 @@ class TrainConfig:
     detector: DetectorConfig
     data: DataConfig
     optim: OptimConfig
+    inter: InterConfig | None = None
+    """How the gradients of boxes and map are combined where they meet; None adds them up."""
+    intra: IntraConfig | None = None
+    """How those of camera and LiDAR are brought to the same level; None leaves them alone."""
     init_from: tuple[str, ...] = ()
     """Run folders whose weights this one starts from: every tensor of the same name and shape is
     taken, of the first run that has it."""
@@ -114,6 +120,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
         _at_least(self.seed, 0, "seed")
+        inputs = self.detector.inputs
+        if self.intra is not None and not (inputs.cameras and inputs.use_lidar):
+            raise ValueError("intra is given, expected a network with cameras and LiDAR")
 
 
 def _at_least(value: float, smallest: float, name: str) -> None:

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from training.run_log import DATA_WAIT_TIME, NOT_LOSSES, STEP_TIME
+from training.run_log import DATA_WAIT_TIME, STEP_TIME, is_loss
+from training.two_phase import FIGURE_PREFIX
 
 RAW_COLOR, SMOOTH_COLOR, GRAY = "#a9c4e4", "#1f5fa8", "#6b7280"
 EVENT_COLORS = {"skipped": "#d97706", "rolled_back": "#c81e1e", "resumed": "#9ca3af"}
@@ -64,9 +65,25 @@ def step_times(steps: Steps) -> tuple[np.ndarray, np.ndarray]:
 
 def loss_names(steps: Steps) -> list[str]:
     """Losses of a run, their sum first."""
-    others = NOT_LOSSES | {"step", "timing"}
-    names = dict.fromkeys(name for line in steps for name in line if name not in others)
+    others = {"step", "timing"}
+    names = dict.fromkeys(n for line in steps for n in line if is_loss(n) and n not in others)
     return sorted(names, key=lambda name: name != "total")
+
+
+def calibration_names(steps: Steps) -> list[str]:
+    """What calibration found in a run; nothing without calibration."""
+    return [*dict.fromkeys(n for line in steps for n in line if n.startswith(FIGURE_PREFIX))]
+
+
+def calibration_curves(steps: Steps, events: Steps) -> bytes:
+    """One panel per figure of calibration; norms and factors are logarithmic where they can be."""
+    names = calibration_names(steps)
+    figure, panels = _panels(len(names))
+    for axes, name in zip(panels, names, strict=True):
+        values = [_number(line.get(name)) for line in steps]
+        title = name.removeprefix(FIGURE_PREFIX).replace("_", " ")
+        _draw(axes, title, steps, values, events, log=title.startswith(("norm", "factor")))
+    return _png(figure)
 
 
 def smoothed(values: Sequence[float], window: float) -> np.ndarray:

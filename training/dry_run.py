@@ -31,7 +31,9 @@ def describe(config: TrainConfig, dataset: NuScenesDataset, ranks: Ranks) -> str
     if ranks.world_size > 1 or config.optim.cross_rank_batch_norm:
         use_cross_rank_batch_norm(detector)
     losses = DetectorLosses(detector.to(ranks.device).train(), config.optim)
-    step = TrainStep(losses, config.optim, ranks, config.seed)
+    step = TrainStep(
+        losses, config.optim, ranks, config.seed, inter=config.inter, intra=config.intra
+    )
     started = time.perf_counter()
     batches = [dataset.collate([dataset[key] for key in keys]) for keys in order.step(0)]
     data_seconds = time.perf_counter() - started

@@ -150,7 +150,9 @@ class Training:
         self.detector.to(ranks.device).train()
         self._section = profile.section if profile else contextlib.nullcontext
         losses = DetectorLosses(self.detector, config.optim)
-        self.step = TrainStep(losses, config.optim, ranks, config.seed, self._section)
+        self.step = TrainStep(
+            losses, config.optim, ranks, config.seed, self._section, config.inter, config.intra
+        )
         if profile:
             profile.watch(self.detector)
         self.state = TrainingState()
@@ -214,6 +216,8 @@ class Training:
         self.state = dataclasses.replace(self.state, step=step + 1)
         timing = {STEP_TIME: time.perf_counter() - started, DATA_WAIT_TIME: waited}
         log.step(step + 1, result.values, timing)
+        for text in result.notes:
+            log.event(step + 1, "calibration", text)
         self._judge(result, log)
         return not result.bad
 
@@ -313,6 +317,7 @@ class Training:
             self.state,
             loss_scale=float(scaler.get("scale", 0.0)),
             num_good_scales=int(scaler.get("_growth_tracker", 0)),
+            task_rule=dict(self.step.backward.state),
         )
         self._store.save(
             Snapshot(
@@ -345,6 +350,7 @@ class Training:
         restore_optimizer(self.step.optimizer, self._parameters(), snapshot.optimizer)
         for name, value in snapshot.ema.items():
             self.step.ema[name].copy_(value)
+        self.step.backward.state = dict(snapshot.state.task_rule)
         if scaler := self.step.scaler.state_dict():
             scaler |= {
                 "scale": snapshot.state.loss_scale,

@@ -26,6 +26,8 @@ from perception.models.sparse_encoder import SparseEncoderConfig
 from perception.models.view_transform import ViewTransformConfig
 from perception.taxonomy import CAMERAS
 from training.config import DataConfig, OptimConfig, TrainConfig
+from training.gradient_calibration import EqualConfig
+from training.task_rules import InterConfig
 
 MAP_GRID = BevGrid(x_min=-50.0, x_max=50.0, y_min=-50.0, y_max=50.0, cell=0.5)
 """Raster of the map layers. Source: specs, base network section 3."""
@@ -96,6 +98,16 @@ def tiny_light() -> TrainConfig:
         map_head=QueryMapHeadConfig(grid=MAP_GRID, channels=64, ffn_channels=128, num_heads=4),
     )
     return dataclasses.replace(fusion, recipe="tiny_light", detector=detector)
+
+
+def tiny_fuller() -> TrainConfig:
+    """The tiny network with light heads, calibrated between its tasks and between its sensors.
+
+    Source: specs, FULLER sections 2, 3 and 5.
+    """
+    return dataclasses.replace(
+        tiny_light(), recipe="tiny_fuller", inter=InterConfig(), intra=EqualConfig()
+    )
 
 
 def tiny_voxels() -> TrainConfig:
@@ -232,6 +244,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         tiny_camera,
         tiny_lidar,
         tiny_light,
+        tiny_fuller,
         tiny_voxels,
         tiny_demo,
         tiny_overfit,

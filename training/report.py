@@ -18,6 +18,8 @@ from perception import atomic_file
 from perception.errors import InputError, run_command
 from training.curves import (
     EVENT_COLORS,
+    calibration_curves,
+    calibration_names,
     loss_curves,
     loss_names,
     smoothed,
@@ -80,6 +82,7 @@ def write_report(run: Path) -> Path:
         section("Run", facts(_facts(config, environment, steps))),
         _evaluation(run / EVALUATION_FOLDER),
         _training(config, steps, events),
+        _calibration(steps, events),
         _events(events),
         folded("Configuration", json.dumps(config, indent=2)) if config else "",
         folded("Environment", json.dumps(_counted(environment), indent=2)) if environment else "",
@@ -139,6 +142,27 @@ def _training(config: dict[str, Any], steps: Lines, events: Lines) -> str:
         f"<p class=note>{legend}</p>",
         picture(loss_curves(steps, events), "png", "losses by step") if rows else "",
         picture(step_curves(steps, events, batch_size), "png", "rate, gradient, timing by step"),
+    )
+
+
+def _calibration(steps: Lines, events: Lines) -> str:
+    """Gradients of the tasks and sensors, with what they were multiplied by."""
+    names = calibration_names(steps)
+    if not names:
+        return ""
+    window = smoothing_window(len(steps))
+    rows = []
+    for name in names:
+        values = [math.nan if (value := line.get(name)) is None else value for line in steps]
+        finite = [value for value in values if math.isfinite(value)]
+        if finite:
+            last = float(smoothed(values, window)[-1])
+            rows.append([label(name.split("/")[-1]), finite[0], last, min(finite), max(finite)])
+    return section(
+        "Gradient calibration",
+        note("Norms are those of the gradients before they are calibrated; alpha weights a task."),
+        table(["figure", "first", "last (smoothed)", "lowest", "highest"], rows),
+        picture(calibration_curves(steps, events), "png", "gradients of tasks and sensors by step"),
     )
 
 

@@ -24,12 +24,13 @@ from rich.text import Text
 
 from perception import atomic_file, json_codec
 from training.config import TrainConfig
+from training.two_phase import FIGURE_PREFIX
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 NOT_LOSSES = frozenset({"grad_norm", "lr"})
-"""Values of a step that are no losses."""
+"""Values of a step that are no losses, besides those of calibration: see `is_loss`."""
 STEP_TIME = "step"
 """Key in `timing` of the whole step, the wait for its data included [s]."""
 DATA_WAIT_TIME = "data_wait"
@@ -99,17 +100,17 @@ class RunLog:
 
         Args:
             step: Its number, counted from 1.
-            values: Losses by name with their weighted sum "total", "grad_norm" and "lr": what a
-                repetition of the step would give again, bit for bit. What is not finite is noted
-                as null.
+            values: Losses by name with their weighted sum "total", "grad_norm", "lr", and what
+                calibration found: what a repetition of the step would give again, bit for bit.
+                What is not finite is noted as null.
             timing: What it would not give again [s]: `STEP_TIME`, `DATA_WAIT_TIME`, others.
         """
         line = {"step": step} | _finite_or_none(values) | {"timing": _finite_or_none(timing)}
         _write_line(self._metrics, line)
         if self._writer is not None:
             for name, value in values.items():
-                group = "optim" if name in NOT_LOSSES else "loss"
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+                group = "optim/" if name in NOT_LOSSES else "loss/" if is_loss(name) else ""
+                self._writer.add_scalar(f"{group}{name}", value, step)
             for name, value in timing.items():
                 self._writer.add_scalar(f"time/{name}", value, step)
         self._progress.step(step, values, timing)
@@ -155,6 +156,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def read_events(run: Path) -> list[dict[str, Any]]:
     """Events of a run in their order, see `read_metrics`."""
     return _read_lines(run / EVENTS_FILE)
+
+
+def is_loss(name: str) -> bool:
+    """Whether a value of a step is a loss."""
+    return name not in NOT_LOSSES and not name.startswith(FIGURE_PREFIX)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -260,10 +266,10 @@ class _Progress:
         self._seconds.add(seconds)
         self._wait.add(timing.get(DATA_WAIT_TIME, math.nan))
         for name, value in values.items():
-            if name in NOT_LOSSES:
-                self._latest[name] = value
-            else:
+            if is_loss(name):
                 self._losses.setdefault(name, _Mean()).add(value)
+            else:
+                self._latest[name.removeprefix(FIGURE_PREFIX)] = value
         pause = REFRESH_SECONDS if self._live else LINE_SECONDS
         if now - self._shown_at >= pause or step == self._num_steps:
             self._show(now)

@@ -18,10 +18,10 @@ from perception.models.depth_supervision import depth_counts, depth_loss
 from perception.models.detector import BevDetector
 from training.config import OptimConfig
 from training.distributed import Ranks
+from training.gradient_calibration import IntraConfig
 from training.schedule import learning_rate
-
-TaskLosses = dict[str, dict[str, Tensor]]
-"""Task ("boxes", "map", "depth") -> name of a loss -> its value over this batch."""
+from training.task_rules import InterConfig
+from training.two_phase import TaskGraph, TaskLosses, TwoPhaseBackward, cut_at, weighted_losses
 
 SMALLEST_SETTLING_SCALE = 1.0
 """fp16 overflows above this loss scale are its scaler settling, others are bad steps. Ours."""
@@ -50,25 +50,40 @@ class DetectorLosses(nn.Module):
             counts = counts | depth_counts(batch.depth)
         return counts
 
-    def forward(self, batch: Batch, counts: dict[str, Tensor]) -> TaskLosses:
+    def forward(self, batch: Batch, counts: dict[str, Tensor]) -> TaskGraph:
         """Losses of a batch that is a part of what was counted."""
         dtype = _AUTOCAST.get(self.precision)
         with torch.autocast(batch.inputs.images.device.type, dtype, enabled=dtype is not None):
-            output = self.detector(batch.inputs)
+            shared, depth_logits = self.detector.shared_part(batch.inputs)
+            entries = cut_at(shared, ("boxes", "map"))
+            boxes: Any = self.detector.boxes_part(entries["boxes"])
+            layers = self.detector.map_part(entries["map"])
         losses = {
-            "boxes": self.detector.box_head.loss(output.boxes, batch.boxes, counts),
-            "map": self.detector.map_head.loss(output.map, batch.map, counts),
+            "boxes": self.detector.box_head.loss(boxes, batch.boxes, counts),
+            "map": self.detector.map_head.loss(layers, batch.map, counts),
         }
         if "depth" in self.task_weights and batch.depth is not None:
-            if output.depth_logits is not None:
-                losses["depth"] = depth_loss(output.depth_logits, batch.depth, counts)
-        return losses
+            if depth_logits is not None:
+                losses["depth"] = depth_loss(depth_logits, batch.depth, counts)
+        return TaskGraph(losses=losses, shared=shared, entries=entries)
+
+    def last_shared_parameters(self) -> list[nn.Parameter]:
+        """Weights of the layer that makes the map that the tasks share."""
+        return [p for p in self.detector.last_shared_parameters if p.requires_grad]
+
+    def task_parameters(self, task: str) -> list[nn.Parameter]:
+        """Weights that only this task uses."""
+        return self.detector.task_parameters[task]
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """All other weights."""
+        own = {id(p) for part in self.detector.task_parameters.values() for p in part}
+        return [p for p in self.detector.parameters() if id(p) not in own]
 
 
 def weighted_sum(losses: TaskLosses, task_weights: dict[str, float]) -> Tensor:
     """The one number that is minimised."""
-    terms = [task_weights[task] * loss for task, named in losses.items() for loss in named.values()]
-    return torch.stack(terms).sum()
+    return torch.stack(list(weighted_losses(losses, task_weights).values())).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +91,14 @@ class StepResult:
     """What a step came to."""
 
     values: dict[str, float]
-    """Each loss, "total", "grad_norm" (before clipping; NaN where there was none) and "lr"."""
+    """Each loss, "total", "grad_norm" (before clipping; NaN where there was none), "lr" and what
+    calibration found ("gradient/...", see `training.two_phase`)."""
     bad: str
     """Why the step was skipped; empty where it was not."""
     settling: bool = False
     """Whether it was skipped because fp16's loss scale was still too large."""
+    notes: tuple[str, ...] = ()
+    """What calibration had to leave out, a sentence each."""
 
 
 class TrainStep:
@@ -92,6 +110,8 @@ class TrainStep:
         ranks: The processes that train together.
         seed: With step and rank, fixes dropout.
         section: Context managers that measure time by name.
+        inter: Calibration between the tasks, if any.
+        intra: Calibration between the sensors, if any.
     """
 
     def __init__(
@@ -101,6 +121,8 @@ class TrainStep:
         ranks: Ranks,
         seed: int = 0,
         section: Section = contextlib.nullcontext,
+        inter: InterConfig | None = None,
+        intra: IntraConfig | None = None,
     ):
         self.losses, self.optim, self.ranks, self.seed = losses, optim, ranks, seed
         self.section = section
@@ -108,6 +130,8 @@ class TrainStep:
             losses.parameters(), lr=optim.lr, weight_decay=optim.weight_decay
         )
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=optim.precision == "fp16")
+        self.backward = TwoPhaseBackward(losses, inter, intra, ranks, self.scaler, seed)
+        self._loss_names: dict[str, list[str]] = {}
         self.ema: dict[str, Tensor] = {}
         if optim.ema_decay:
             state = losses.detector.state_dict()
@@ -129,6 +153,7 @@ class TrainStep:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         norms = _batch_norm_buffers(self.losses)
+        self.backward.start_step(step)
         values = self._accumulate(batches)
         if not np.isfinite(values["total"]):
             _restore(norms)
@@ -137,7 +162,11 @@ class TrainStep:
             bad, settling, norm = self._update(step)
         if bad:
             _restore(norms)
-        return StepResult(values=values | _norm_and_lr(norm, lr), bad=bad, settling=settling)
+        else:
+            self.backward.learn(values, self._loss_names)
+        values |= _norm_and_lr(norm, lr) | self.backward.figures()
+        notes = tuple(self.backward.notes())
+        return StepResult(values=values, bad=bad, settling=settling, notes=notes)
 
     def _seed_dropout(self, step: int) -> None:
         words = np.random.SeedSequence([self.seed, step, self.ranks.rank]).generate_state(2)
@@ -151,18 +180,15 @@ class TrainStep:
             is_last = place == len(batches) - 1
             with self._gradient_sync(is_last):
                 with self.section("forward"):
-                    losses = self._parallel(batch.to(self.ranks.device), counts)
-                    total = weighted_sum(losses, self.losses.task_weights)
-                    self._add_values(values, losses, total)
+                    graph = self._parallel(batch.to(self.ranks.device), counts)
+                    total = weighted_sum(graph.losses, self.losses.task_weights)
+                    self._add_values(values, graph.losses, total)
                 if not np.isfinite(values["total"]):
                     return values
                 with self.section("backward"):
-                    self._backward(total)
+                    self.backward(graph)
+        self._loss_names = {task: list(graph.losses[task]) for task in graph.entries}
         return values
-
-    def _backward(self, total: Tensor) -> None:
-        # DDP averages over ranks, each loss is a share of a sum
-        self.scaler.scale(total * self.ranks.world_size).backward()
 
     def _global_counts(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         per_batch = [self.losses.counts(batch) for batch in batches]
@@ -191,6 +217,7 @@ class TrainStep:
         return contextlib.nullcontext()
 
     def _update(self, step: int) -> tuple[str, bool, float]:
+        self.backward.mend()
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.losses.parameters(), self.optim.clip_norm))
         scale = self.scaler.get_scale()

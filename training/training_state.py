@@ -48,6 +48,8 @@ class TrainingState:
     """fp16's loss scale; 0 in other precisions."""
     num_good_scales: int = 0
     """Steps since the loss scale changed."""
+    task_rule: dict[str, float] = field(default_factory=dict)
+    """What the rule that combines the tasks has learned."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,11 @@ class ResidualBevEncoder(nn.Module):
             c_above = c_scale
         self.mix = conv_bn_relu(c + sum(config.coarse_channels), c, kernel=1)
 
+    @property
+    def last_parameters(self) -> list[nn.Parameter]:
+        """Weights of the layer that makes the result."""
+        return list(self.mix.parameters())
+
     def forward(self, bev: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
         """Return a map of the same size that has seen its surroundings."""
         scale = self.fine(bev)
@@ -94,6 +99,11 @@ class SecondBevEncoder(nn.Module):
             self.stages.append(nn.Sequential(first, *more))
             self.necks.append(_upsampling(c, config.neck_channels, 2**k))
             c_above = c
+
+    @property
+    def last_parameters(self) -> list[nn.Parameter]:
+        """Weights of the layers that make the result."""
+        return list(self.necks.parameters())
 
     def forward(self, bev: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c_out y x"]:
         """Return the stages side by side, at the size that came in."""

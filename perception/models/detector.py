@@ -132,14 +132,51 @@ class BevDetector(nn.Module):
 
     def forward(self, x: InputTensors) -> DetectorOutput:
         """Run every part once; a sensor whose mask is 0 has no influence."""
+        bev_shared, depth_logits = self.shared_part(x)
+        return DetectorOutput(
+            boxes=self.boxes_part(bev_shared),
+            map=self.map_part(bev_shared),
+            depth_logits=depth_logits,
+        )
+
+    def shared_part(
+        self, x: InputTensors
+    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b cam d h w"] | None]:
+        """The last map that boxes and map layers share, and the depth logits."""
         bev_camera, depth_logits = self.camera_branch(x)
         bev_lidar = self.lidar_branch(x)
         bev_fused = self.fusion(bev_camera, bev_lidar, x.camera_mask, x.lidar_mask)
-        bev = self.bev_encoder(bev_fused)
-        bev_map = bev if self.map_bev_encoder is None else self.map_bev_encoder(bev_fused)
-        return DetectorOutput(
-            boxes=self.box_head(bev), map=self.map_head(bev_map), depth_logits=depth_logits
-        )
+        if self.map_bev_encoder is not None:
+            return bev_fused, depth_logits
+        return self.bev_encoder(bev_fused), depth_logits
+
+    def boxes_part(self, bev_shared: Float[Tensor, "b c y x"]) -> CenterHeadOutput | QueryBoxOutput:
+        """What only the boxes use."""
+        if self.map_bev_encoder is not None:
+            bev_shared = self.bev_encoder(bev_shared)
+        return self.box_head(bev_shared)
+
+    def map_part(self, bev_shared: Float[Tensor, "b c y x"]) -> MapHeadOutput:
+        """What only the map layers use."""
+        if self.map_bev_encoder is not None:
+            bev_shared = self.map_bev_encoder(bev_shared)
+        return self.map_head(bev_shared)
+
+    @property
+    def task_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Weights that only one task uses, by task."""
+        boxes, layers = list(self.box_head.parameters()), list(self.map_head.parameters())
+        if self.map_bev_encoder is not None:
+            boxes += self.bev_encoder.parameters()
+            layers += self.map_bev_encoder.parameters()
+        return {"boxes": boxes, "map": layers}
+
+    @property
+    def last_shared_parameters(self) -> list[nn.Parameter]:
+        """Weights of the layer that makes the map that the tasks share."""
+        if self.map_bev_encoder is not None:
+            return list(self.fusion.mix.parameters())
+        return self.bev_encoder.last_parameters
 
     def camera_branch(
         self, x: InputTensors

@@ -22,6 +22,7 @@ class ConvFusion(nn.Module):
 
     def __init__(self, c_camera: int, c_lidar: int, channels: int, lidar_dropout: float = 0.0):
         super().__init__()
+        self.c_camera, self.c_lidar = c_camera, c_lidar
         self.out_channels = channels
         self.lidar_dropout = lidar_dropout
         self.mix = conv_bn_relu(c_camera + c_lidar, channels)

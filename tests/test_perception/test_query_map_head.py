@@ -70,6 +70,29 @@ def test_a_class_teaches_its_own_logits_alone():
     assert losses[0] == losses[1]
 
 
+def test_the_specification_s_raster_and_layers_that_do_not_disturb_each_other():
+    torch.manual_seed(0)
+    bev_grid = BevGrid(x_min=-51.2, x_max=51.2, y_min=-51.2, y_max=51.2, cell=3.2)
+    raster = BevGrid(x_min=-50.0, x_max=50.0, y_min=-50.0, y_max=50.0, cell=0.5)
+    config = QueryMapHeadConfig(grid=raster, channels=8, num_heads=2, ffn_channels=8)
+    head = QueryMapHead(config, 8, 6, bev_grid)
+    output = head(torch.randn(1, 8, 32, 32))
+    assert output.logits.shape == (1, 6, 200, 200)
+    # the slope of the loss by the logits of five layers is the same whatever the sixth shall be
+    slopes = []
+    for value in (0.0, 1.0):
+        logits = output.logits.detach().requires_grad_()
+        mask = torch.zeros(1, 6, 200, 200)
+        mask[:, 2] = value
+        targets = MapTargets(mask=mask, labelled=torch.ones(1, 6))
+        said = MapHeadOutput(logits=logits, aux_logits=())
+        head.loss(said, targets, head.counts(targets))["map"].backward()
+        slopes.append(logits.grad)
+    others = [0, 1, 3, 4, 5]
+    assert torch.equal(slopes[0][:, others], slopes[1][:, others])
+    assert not torch.equal(slopes[0][:, 2], slopes[1][:, 2])
+
+
 def test_positions_differ_in_both_axes_and_are_not_swapped():
     code = sine_position(8, 2, 3).reshape(2, 3, 8)
     assert torch.equal(code[0, 0, :4], code[0, 2, :4])  # y's half is the same along a row

@@ -1,4 +1,5 @@
 import dataclasses
+from typing import get_args
 
 import pytest
 from small_detector import small_config
@@ -8,7 +9,9 @@ from perception.errors import InputError
 from perception.models.detector import build_detector
 from perception.taxonomy import CAMERAS
 from training.config import TrainConfig
+from training.gradient_calibration import EqualConfig, GateConfig, OgmConfig
 from training.recipes import RECIPES, recipe_by_name
+from training.task_rules import InterConfig, TaskRuleConfig
 
 MODALITIES = {"fusion": (CAMERAS, True), "camera": (CAMERAS, False), "lidar": ((), True)}
 
@@ -65,6 +68,21 @@ def test_the_small_network_of_the_tests_is_the_tiny_one_with_other_numbers():
     tiny, small = recipe_by_name("tiny_fusion").detector, small_config()
     kinds = [[type(getattr(c, f.name)) for f in dataclasses.fields(c)] for c in (tiny, small)]
     assert kinds[0] == kinds[1]
+
+
+@pytest.mark.parametrize("rule", get_args(TaskRuleConfig))
+def test_every_rule_and_balance_survives_its_json(rule):
+    for intra in (EqualConfig(), GateConfig(), OgmConfig()):
+        config = dataclasses.replace(
+            recipe_by_name("tiny_fusion"), inter=InterConfig(rule=rule()), intra=intra
+        )
+        read = json_codec.from_json(TrainConfig, json_codec.to_json(config), "config.json")
+        assert read == config
+
+
+def test_a_network_with_one_sensor_has_none_to_balance():
+    with pytest.raises(ValueError, match="expected a network with cameras and LiDAR"):
+        dataclasses.replace(recipe_by_name("tiny_lidar"), intra=EqualConfig())
 
 
 def test_a_misspelt_recipe_gets_a_hint():

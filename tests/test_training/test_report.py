@@ -98,6 +98,20 @@ def test_a_run_of_steps_alone_has_a_page(run):
     assert len(page.images) == 2
 
 
+def test_figures_of_calibration_have_a_section_of_their_own(run):
+    assert "Gradient calibration" not in page_of(run).text
+    steps = [
+        metrics_line(step, total=1.0) | {"gradient/alpha_map": step / 10, "gradient/norm_map": None}
+        for step in range(1, 6)
+    ]
+    write_lines(run / "metrics.jsonl", steps)
+    page = page_of(run)
+    assert "Gradient calibration" in page.text
+    assert ["alpha map", "0.100", "0.500", "0.100", "0.500"] in page.rows
+    assert len(page.images) == 3
+    assert loss_names(steps) == ["total"]
+
+
 def test_every_picture_is_inside_of_the_page_and_whole(run):
     (run / "evaluation").mkdir()
     (run / "evaluation/evaluation.json").write_text('{"num_keyframes": 3}')

@@ -126,10 +126,11 @@ def scalars(run, tag):
 def test_tensorboard_shows_the_same_numbers_and_forgets_on_resume(tmp_path):
     with RunLog(tmp_path, CONFIG, 0, True, quiet()) as log:
         for step in range(1, 5):
-            log.step(step, {"total": float(step), "lr": 1e-3}, {"step": 0.5})
+            values = {"total": float(step), "lr": 1e-3, "gradient/alpha_map": 0.5}
+            log.step(step, values, {"step": 0.5})
     shown, tags = scalars(tmp_path, "loss/total")
     assert shown == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
-    assert set(tags) == {"loss/total", "optim/lr", "time/step"}
+    assert set(tags) == {"loss/total", "optim/lr", "time/step", "gradient/alpha_map"}
     with RunLog(tmp_path, CONFIG, 2, True, quiet()) as log:
         log.step(3, {"total": 30.0, "lr": 1e-3}, {"step": 0.5})
     assert scalars(tmp_path, "loss/total")[0] == [(1, 1.0), (2, 2.0), (3, 30.0)]

@@ -12,6 +12,7 @@ from perception.models.detector import build_detector
 from training.config import OptimConfig
 from training.distributed import Ranks
 from training.step import DetectorLosses, TrainStep, weighted_sum
+from training.two_phase import TaskGraph
 
 
 def settings(**changes):
@@ -88,7 +89,8 @@ class Toy(nn.Module):
     def forward(self, batch, counts):
         self.detector.norm(batch.values[:, None])
         pull = self.act(self.detector.w * batch.values).sum() / counts["pull"]
-        return {"boxes": {"pull": pull}, "map": {"rest": 0.0 * self.detector.norm.weight.sum()}}
+        rest = 0.0 * self.detector.norm.weight.sum()
+        return TaskGraph(losses={"boxes": {"pull": pull}, "map": {"rest": rest}})
 
 
 def everything(step):
