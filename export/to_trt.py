@@ -148,7 +148,9 @@ def prepare(bundle: Bundle, wanted: Precision | None) -> Source:
             "made of it: make a bundle of that precision with 'python export/quantize.py'."
         )
     model = onnx.load(bundle.model_path)
-    model = for_tensorrt(to_half(model) if own != precision else model)
+    model = for_tensorrt(
+        to_half(model) if own != precision else model, bundle.card.inputs.camera_grid.nx
+    )
     faults = trt_contract.violations(model)
     if faults:
         raise InputError(

@@ -25,13 +25,22 @@ _MOVES = frozenset(
 """Operators that move values and compute nothing, so that a cast may come before them."""
 
 
-def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy for the parser; it computes the same."""
+def for_tensorrt(model: onnx.ModelProto, grid_width: int = 0) -> onnx.ModelProto:
+    """Return a copy for the parser; it computes the same.
+
+    Args:
+        model: The portable graph; left as it is.
+        grid_width: Cells in a row of the camera's BEV grid, for the pool's plugin: its blocks take
+            squares of cells. 0 lets it guess. It changes the speed alone.
+    """
     others = [(f.domain, f.name) for f in model.functions if (f.domain, f.name) not in PLUGINS]
     result = onnx.ModelProto()
     result.CopyFrom(onnx.inliner.inline_selected_functions(model, others) if others else model)
     types = element_types(result)
     del result.functions[:]
+    for node in result.graph.node:
+        if (node.domain, node.op_type) in PLUGINS and grid_width > 0:
+            node.attribute.append(helper.make_attribute("grid_width", grid_width))
     _cast_pictures_first(result.graph, types)
     _compare_bools_by_xor(result.graph, types)
     return result

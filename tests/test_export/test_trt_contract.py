@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from small_detector import small_config
 from toy_bundle import toy_card, toy_model
 
+from export.bev_pool_onnx import bev_pool_model
 from export.deploy_graph import DeployGraph
 from export.parity_frames import noise_frame
 from export.precision import to_half
@@ -177,6 +178,15 @@ def test_pictures_are_cast_first_and_bools_compared_otherwise():
         y, z = session.run(["y", "z"], feed)
         np.testing.assert_array_equal(y, [[1, 4], [2, 5], [3, 255]])
         np.testing.assert_array_equal(z, [1, 0])  # true is true, true is not false
+
+
+def test_the_pool_s_plugin_is_told_how_wide_the_grid_is():
+    # for its speed only; the file that is shipped does not say it
+    model = bev_pool_model(1, 2, 3, 4, 8, 15)
+    (pool,) = for_tensorrt(model, grid_width=5).graph.node
+    told = {a.name: helper.get_attribute_value(a) for a in pool.attribute}
+    assert told == {"plugin_version": b"1", "plugin_namespace": b"perception", "grid_width": 5}
+    assert all(a.name != "grid_width" for node in model.graph.node for a in node.attribute)
 
 
 def test_axes_are_as_long_as_any_frame_may_need():
