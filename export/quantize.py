@@ -39,7 +39,7 @@ from perception.bundle import (
 )
 from perception.checkpoint import load_checkpoint
 from perception.data.nuscenes_log import NuScenesLog
-from perception.errors import InputError, run_command
+from perception.errors import InputError, positive_int, run_command
 from perception.model_card import ModelCard, Precision
 from perception.model_inputs import ModelInputs, prepare_frame
 from runtime.engines.onnx_engine import OnnxEngine
@@ -256,10 +256,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--split", default="mini_train", help="split of the training (default: mini_train)"
     )
-    parser.add_argument("--frames", type=_positive, default=8, help="to calibrate (default: 8)")
+    parser.add_argument("--frames", type=positive_int, default=8, help="to calibrate (default: 8)")
     parser.add_argument(
         "--check",
-        type=_positive,
+        type=positive_int,
         default=4,
         help="to check (default: 4), besides one of them with sensors missing",
     )
@@ -277,13 +277,6 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"is {number}, expected 1 or more")
-    return number
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Errors that are meant for people: one sentence, no traceback, a non-zero exit code."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable
@@ -11,6 +12,18 @@ class InputError(ValueError):
 
     The message is one sentence: what, got, expected, what to do.
     """
+
+
+def positive_int(text: str) -> int:
+    """Read a number of a command line, for `argparse`.
+
+    Raises:
+        argparse.ArgumentTypeError: It is below 1.
+    """
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"is {number}, expected 1 or more")
+    return number
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

@@ -26,7 +26,7 @@ from perception.data.map_layers import MapLayers, MapRaster
 from perception.data.nuscenes_dataset import ego_pose, training_boxes
 from perception.data.nuscenes_log import Annotations, NuScenesLog
 from perception.drawing import draw_frame, save_png
-from perception.errors import InputError, run_command
+from perception.errors import InputError, positive_int, run_command
 from perception.messages import Detections, MapMask, PerceptionResult, SensorFrame
 from perception.model_inputs import PreparedFrame, prepare_frame
 from perception.taxonomy import DETECTION_CLASSES, MAP_CLASSES
@@ -295,7 +295,7 @@ def _arguments() -> argparse.Namespace:
         "--split", default="mini_val", help=f"official split, or {ALL_SCENES!r} (default: mini_val)"
     )
     parser.add_argument("--frames", choices=("all", "complete"), default="all")
-    parser.add_argument("--max-keyframes", type=_positive, help="score so many, over all scenes")
+    parser.add_argument("--max-keyframes", type=positive_int, help="score so many, over all scenes")
     parser.add_argument(
         "--subsets",
         choices=get_args(SubsetChoice),
@@ -313,21 +313,14 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument(
-        "--batch", type=_positive, help="frames at once (default: 8 on a GPU, else 1)"
+        "--batch", type=positive_int, help="frames at once (default: 8 on a GPU, else 1)"
     )
     parser.add_argument(
-        "--workers", type=_positive, default=2, help="threads that read keyframes (default: 2)"
+        "--workers", type=positive_int, default=2, help="threads that read keyframes (default: 2)"
     )
     parser.add_argument("--pictures", type=int, default=1, help="keyframes drawn (default: 1)")
     parser.add_argument("--out", type=Path, help="folder of the report (default: RUN/evaluation)")
     return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"is {number}, expected 1 or more")
-    return number
 
 
 def main() -> None:
