@@ -300,8 +300,8 @@ def _arguments() -> argparse.Namespace:
         "--subsets",
         choices=get_args(SubsetChoice),
         default="default",
-        help="sensors lost on trial: none; each camera, the LiDAR, all cameras (default); "
-        "or every subset",
+        help="sensors lost on trial: none; the LiDAR, all cameras (kinds); each camera as well "
+        "(default); or every subset",
     )
     parser.add_argument(
         "--bands",

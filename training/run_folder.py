@@ -107,6 +107,15 @@ def check_run(run: Path, config: TrainConfig, overwrite: bool) -> None:
         raise InputError(
             f"{run} exists already and is a finished run: choose another --out or pass --overwrite."
         )
+    check_same(run, config)
+
+
+def check_same(run: Path, config: TrainConfig) -> None:
+    """Refuse a run folder of another configuration; changes nothing.
+
+    Raises:
+        InputError: The configuration that lies there differs in more than `FREE_FIELDS`.
+    """
     source = str(run / CONFIG_FILE)
     before = json.loads(json_codec.to_json(_stored_config(run, source)))
     now = json.loads(json_codec.to_json(config))

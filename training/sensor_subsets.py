@@ -10,7 +10,7 @@ from perception.messages import SensorFrame
 from perception.model_inputs import InputSpec
 from perception.taxonomy import LIDAR
 
-SubsetChoice = Literal["none", "default", "all"]
+SubsetChoice = Literal["none", "kinds", "default", "all"]
 
 LEFT_OUT = "left out of this evaluation"
 
@@ -42,8 +42,8 @@ def sensor_subsets(spec: InputSpec, choice: SubsetChoice) -> tuple[SensorSubset,
 
     Args:
         spec: What the network looks at.
-        choice: "none": all sensors only; "default": without each camera, without the LiDAR and
-            without the cameras, too; "all": every subset.
+        choice: "none": all sensors only; "kinds": without the LiDAR and without the cameras, too;
+            "default": without each camera as well; "all": every subset.
     """
     sensors = spec.sensors
     lost: list[tuple[str, ...]] = [()]
@@ -54,6 +54,8 @@ def sensor_subsets(spec: InputSpec, choice: SubsetChoice) -> tuple[SensorSubset,
     elif choice == "default":
         lost += [(sensor,) for sensor in sensors]
         lost += [spec.cameras]
+    elif choice == "kinds" and spec.use_lidar:
+        lost += [(LIDAR,), spec.cameras]
     kept = [tuple(name for name in sensors if name not in gone) for gone in dict.fromkeys(lost)]
     return tuple(
         SensorSubset(name=_name(sensors, left, spec.cameras), sensors=left) for left in kept if left
