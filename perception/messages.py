@@ -5,11 +5,16 @@ Frames and units are those of docs/conventions.md. Nothing here is ever modified
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 
 from perception.geometry.grid import BevGrid
+from perception.taxonomy import LIDAR
+
+Mode = Literal["fusion", "camera", "lidar", "invalid"]
+"""What a result was made from; "invalid": no sensor, the result means nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,8 @@ class SensorFrame:
     calibration: Calibration
     missing: Mapping[str, str]
     """Sensor name -> why it is not in the frame."""
+    calibration_epoch: int = 0
+    """Which calibration this is: grows by one with every change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,3 +123,16 @@ class PerceptionResult:
     """Sensor name -> why it was not used."""
     stage_ms: Mapping[str, float]
     """Time spent per stage [ms]."""
+    calibration_epoch: int = 0
+    """The frame's."""
+    bundle_digest: str = ""
+    """Digest of the bundle that computed it; empty where none did."""
+
+    @property
+    def mode(self) -> Mode:
+        """What the result was made from."""
+        if not self.sensors_used:
+            return "invalid"
+        if LIDAR not in self.sensors_used:
+            return "camera"
+        return "lidar" if self.sensors_used == (LIDAR,) else "fusion"
