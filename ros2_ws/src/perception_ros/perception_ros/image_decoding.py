@@ -1,0 +1,179 @@
+"""Pixels of Image and CompressedImage messages. Sizes are checked before anything is allocated."""
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+
+from perception_ros.message_header import ConversionError
+
+_CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
+"""Encoding -> bytes per pixel."""
+
+_NOT_TAKEN = ("bayer_", "yuv", "nv", "uyvy", "yuyv", "mono16", "rgb16", "bgr16", "rgba16", "bgra16",
+              "8UC", "8SC", "16UC", "16SC", "32SC", "32FC", "64FC")  # fmt: skip
+"""How the other encodings begin. Source: sensor_msgs/image_encodings.hpp."""
+
+MAX_PIXELS = 1 << 24
+"""Largest picture [px]: 48 MB as RGB. Source: ours; 4096 x 4096, twice a 4K camera."""
+
+MAX_PADDING = 1024
+"""Longest filling at the end of a row [bytes]; more of it means that the encoding does not say how
+many bytes a pixel has. Source: ours; drivers align rows to 512 bytes at most."""
+
+MAX_SCANS = 64
+"""Most scans of a progressive JPEG: each costs a pass over the picture. Source: ours; encoders
+write about ten."""
+
+_PNG_KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+"""Chunks that make the picture; others (profiles, texts) may unpack to any size."""
+
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+
+
+def to_rgb(image: Any, size_px: tuple[int, int] | None = None) -> np.ndarray:
+    """Pixels of a raw image as RGB uint8 [h, w, 3]: a view of the message's memory, never a copy.
+
+    The view may have any strides (padded rows, reversed channels, one channel three times).
+
+    Args:
+        image: sensor_msgs/Image.
+        size_px: Width and height that the calibration says; None takes any.
+
+    Raises:
+        ConversionError: encoding_unsupported, encoding_unknown, image_empty, size_zero, size_huge,
+            size_calibration, step_short, step_long, data_short or data_long.
+    """
+    encoding, step = image.encoding, int(image.step)
+    if encoding not in _CHANNELS:
+        known = encoding.startswith(_NOT_TAKEN)
+        raise ConversionError(
+            "encoding_unsupported" if known else "encoding_unknown",
+            f"image encoding is {encoding[:40]!r}, expected one of {list(_CHANNELS)}",
+        )
+    num_bytes, num_channels = len(image.data), _CHANNELS[encoding]
+    if not num_bytes:
+        raise ConversionError("image_empty", "image has no data")
+    width, height = _checked_size(image.width, image.height, size_px)
+    if not 0 <= step - width * num_channels <= MAX_PADDING:
+        raise ConversionError(
+            "step_short" if step < width * num_channels else "step_long",
+            f"image has a step of {step} bytes, expected {width * num_channels} (width x channels) "
+            f"or at most {MAX_PADDING} more",
+        )
+    if num_bytes != step * height:
+        raise ConversionError(
+            "data_short" if num_bytes < step * height else "data_long",
+            f"image has {num_bytes} bytes, expected {step * height} (step x height)",
+        )
+    rows = np.frombuffer(image.data, np.uint8).reshape(height, step)
+    pixels = rows[:, : width * num_channels].reshape(height, width, num_channels)
+    if num_channels == 1:
+        return np.broadcast_to(pixels, (height, width, 3))
+    return pixels[:, :, 2::-1] if encoding.startswith("bgr") else pixels[:, :, :3]
+
+
+def decompress_rgb(image: Any, size_px: tuple[int, int] | None = None) -> np.ndarray:
+    """Pixels of a compressed image (JPEG or PNG) as RGB uint8 [h, w, 3].
+
+    The first bytes say what it is, not `format`, which drivers fill in as they like. An orientation
+    in EXIF data is not obeyed: the calibration is that of the sensor.
+
+    Args:
+        image: sensor_msgs/CompressedImage.
+        size_px: Width and height that the calibration says; None takes any.
+
+    Raises:
+        ConversionError: image_empty, format_unknown, jpeg_damaged, jpeg_color, jpeg_scans,
+            png_damaged, png_depth, decoder_missing, size_zero, size_huge or size_calibration.
+    """
+    content = bytes(image.data)
+    if not content:
+        raise ConversionError("image_empty", "compressed image has no data")
+    if content.startswith(_JPEG):
+        return _decode_jpeg(content, size_px)
+    if content.startswith(_PNG):
+        return _decode_png(content, size_px)
+    raise ConversionError(
+        "format_unknown",
+        f"compressed image begins with {content[:8].hex()}, expected a JPEG or PNG",
+    )
+
+
+def _checked_size(width: int, height: int, size_px: tuple[int, int] | None) -> tuple[int, int]:
+    width, height = int(width), int(height)
+    if width <= 0 or height <= 0:
+        raise ConversionError("size_zero", f"image is {width} x {height} px: no picture")
+    if width * height > MAX_PIXELS:
+        raise ConversionError(
+            "size_huge", f"image is {width} x {height} px, more than {MAX_PIXELS} pixels"
+        )
+    if size_px is not None and (width, height) != tuple(size_px):
+        raise ConversionError(
+            "size_calibration",
+            f"image is {width} x {height} px, the calibration says {size_px[0]} x {size_px[1]}",
+        )
+    return width, height
+
+
+def _decode_jpeg(content: bytes, size_px: tuple[int, int] | None) -> np.ndarray:
+    try:
+        import simplejpeg  # not every car has compressed images
+    except ImportError as error:
+        raise ConversionError("decoder_missing", "JPEG needs simplejpeg: install it") from error
+    try:
+        height, width, color, _ = simplejpeg.decode_jpeg_header(content)
+    except (ValueError, RuntimeError) as error:
+        raise ConversionError("jpeg_damaged", f"compressed image is no JPEG: {error}") from error
+    _checked_size(width, height, size_px)
+    if color not in ("YCbCr", "RGB", "Gray"):
+        raise ConversionError("jpeg_color", f"JPEG has the colours {color}, expected YCbCr or grey")
+    if content.count(b"\xff\xda") > MAX_SCANS:
+        raise ConversionError("jpeg_scans", f"JPEG has more than {MAX_SCANS} scans")
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True))
+    except (ValueError, RuntimeError) as error:
+        raise ConversionError("jpeg_damaged", f"compressed image is damaged: {error}") from error
+
+
+def _decode_png(content: bytes, size_px: tuple[int, int] | None) -> np.ndarray:
+    try:
+        import cv2  # as above
+    except ImportError as error:
+        raise ConversionError(
+            "decoder_missing", "PNG needs OpenCV: install python3-opencv"
+        ) from error
+    chunks = _png_chunks(content)
+    if len(chunks[0]) != 25 or chunks[0][4:8] != b"IHDR" or chunks[-1][4:8] != b"IEND":
+        raise ConversionError("png_damaged", "PNG does not begin with IHDR and end with IEND")
+    width, height, depth = struct.unpack(">IIB", chunks[0][8:17])
+    _checked_size(width, height, size_px)
+    if depth > 8:
+        raise ConversionError("png_depth", f"PNG has {depth} bits a channel, expected 8 or fewer")
+    picture = np.frombuffer(_PNG + b"".join(chunks), np.uint8)
+    try:
+        bgr = cv2.imdecode(picture, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise ConversionError("png_damaged", f"PNG is damaged: {error}") from error
+    if bgr is None or bgr.shape != (height, width, 3):
+        raise ConversionError("png_damaged", "PNG is damaged: its pixels cannot be unpacked")
+    return np.asarray(bgr)[:, :, ::-1]
+
+
+def _png_chunks(content: bytes) -> list[bytes]:
+    """The chunks that make the picture, whole; the sum of each is checked."""
+    chunks, start = [], len(_PNG)
+    while start < len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        chunk = content[start:end]
+        if len(chunk) < 12 or len(chunk) != end - start:
+            raise ConversionError("png_damaged", "PNG is cut off")
+        if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+            raise ConversionError("png_damaged", f"PNG has a damaged chunk {chunk[4:8]!r}")
+        if chunk[4:8] in _PNG_KEPT:
+            chunks.append(chunk)
+        if chunk[4:8] == b"IEND":
+            return chunks
+        start = end
+    raise ConversionError("png_damaged", "PNG is cut off")

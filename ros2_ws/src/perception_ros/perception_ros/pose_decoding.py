@@ -1,0 +1,181 @@
+"""Cameras' intrinsics and poses: CameraInfo, Odometry, TransformStamped."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from perception_ros.message_header import ConversionError, to_frame_id, to_stamp_ns
+from runtime.api import transform_from_quaternion
+
+PIXEL_CENTER_SHIFT = 0.5
+"""Principal points of ROS and OpenCV count from the centre of the first pixel, ours from its corner
+[px]. Source: docs/conventions.md; OpenCV's calibration puts pixel centres at whole numbers."""
+
+_DISTORTION = {
+    "plumb_bob": (0, 4, 5),
+    "rational_polynomial": (0, 8),
+    "equidistant": (0, 4),
+    "": (0,),
+}
+"""Model -> possible numbers of coefficients. Source: sensor_msgs/distortion_models.hpp; none at all
+is how many drivers say "rectified"."""
+
+_BELOW = (0.0, 0.0, 0.0, 1.0)
+"""What is below the diagonal of a camera matrix, and its last element."""
+
+SAME_ROTATION = 1e-3
+"""How far R'R may be from one. Source: ours; matrices in single precision pass."""
+
+MAX_TRANSLATION = 1e7
+"""Positions beyond this are damage [m]. Source: ours; UTM northings stay below."""
+
+
+def to_intrinsics(info: Any, notices: Counter[str] | None = None) -> tuple[np.ndarray, int, int]:
+    """`K_cam` [px] (first pixel's centre at 0.5), width and height of a camera's images.
+
+    Binning and a region are applied: the numbers are those of the images that are sent. Distortion
+    is checked but not used: images are expected rectified.
+
+    Args:
+        info: sensor_msgs/CameraInfo.
+        notices: Counts what was accepted although it needs a look: "distortion" (coefficients that
+            are not zero), "p_differs" (p is not k's).
+
+    Raises:
+        ConversionError: uncalibrated, intrinsics, focal_length, principal_point, size_zero, region,
+            binning, distortion_model, distortion_length, rectification.
+    """
+    notices = Counter() if notices is None else notices
+    K_cam = _checked_matrix(info)
+    _check_distortion(info, notices)
+    projection = np.array(info.p, np.float64)
+    if projection.any() and not np.allclose(
+        projection.reshape(3, 4)[:, :3], K_cam, rtol=1e-6, atol=1e-6
+    ):
+        notices["p_differs"] += 1
+    K_cam[:2, 2] += PIXEL_CENTER_SHIFT
+    roi, binning = info.roi, (max(1, int(info.binning_x)), max(1, int(info.binning_y)))
+    width, height = int(roi.width or info.width), int(roi.height or info.height)
+    if roi.x_offset + width > info.width or roi.y_offset + height > info.height:
+        raise ConversionError(
+            "region", f"camera info has a region beyond its {info.width} x {info.height} px"
+        )
+    # Counted from the corner of the first pixel, cutting and binning are shift and division.
+    K_cam[:2, 2] -= (roi.x_offset, roi.y_offset)
+    K_cam[:2] /= np.array(binning, np.float64)[:, None]
+    width, height = width // binning[0], height // binning[1]
+    if not (width and height):
+        raise ConversionError(
+            "binning", f"camera info has a binning of {binning}: no pixel is left"
+        )
+    return K_cam, width, height
+
+
+def _checked_matrix(info: Any) -> np.ndarray:
+    """`k` of a calibrated camera, as ROS counts pixels."""
+    if not (info.width and info.height):
+        raise ConversionError("size_zero", f"camera info says {info.width} x {info.height} px")
+    K_cam = np.array(info.k, dtype=np.float64).reshape(3, 3)
+    shown = f"camera info has k = {K_cam.tolist()}"
+    if not K_cam.any():
+        raise ConversionError("uncalibrated", f"{shown}: the camera is not calibrated")
+    if not (np.isfinite(K_cam).all() and np.array_equal(K_cam[[1, 2, 2, 2], [0, 0, 1, 2]], _BELOW)):
+        raise ConversionError("intrinsics", f"{shown}: no camera matrix")
+    if not (K_cam[0, 0] > 0 and K_cam[1, 1] > 0):
+        raise ConversionError("focal_length", f"{shown}: focal lengths have to be positive")
+    if not (0 <= K_cam[0, 2] < info.width and 0 <= K_cam[1, 2] < info.height):
+        raise ConversionError("principal_point", f"{shown}: the principal point is outside")
+    return K_cam
+
+
+def _check_distortion(info: Any, notices: Counter[str]) -> None:
+    model, num = info.distortion_model, len(info.d)
+    if model not in _DISTORTION:
+        raise ConversionError(
+            "distortion_model",
+            f"distortion model is {model[:40]!r}, expected one of {list(_DISTORTION)}",
+        )
+    if num not in _DISTORTION[model]:
+        raise ConversionError(
+            "distortion_length",
+            f"camera info has {num} coefficients, {model!r} has {_DISTORTION[model]}",
+        )
+    if any(info.d):
+        notices["distortion"] += 1
+    R = np.array(info.r, dtype=np.float64).reshape(3, 3)
+    if R.any() and not _is_rotation(R):  # all zeros: not filled in
+        raise ConversionError("rectification", f"camera info has r = {R.tolist()}: no rotation")
+
+
+def _is_rotation(R: np.ndarray) -> bool:
+    with np.errstate(all="ignore"):
+        return bool(
+            np.allclose(R.T @ R, np.eye(3), rtol=0, atol=SAME_ROTATION) and np.linalg.det(R) > 0
+        )
+
+
+def to_T_global_ego(odometry: Any, base_frame: str) -> np.ndarray:  # noqa: N802 - a transform
+    """Pose of the car in odometry's fixed frame, whichever that is.
+
+    Args:
+        odometry: nav_msgs/Odometry: pose of `child_frame_id` in `header.frame_id`.
+        base_frame: Frame of the car; an empty `child_frame_id` counts as this one.
+
+    Raises:
+        ConversionError: child_frame: the pose is another frame's; or as `to_transform`.
+    """
+    if odometry.child_frame_id not in ("", base_frame):
+        raise ConversionError(
+            "child_frame",
+            f"odometry is of {odometry.child_frame_id[:40]!r}, expected {base_frame!r}",
+        )
+    pose = odometry.pose.pose
+    return _transform(pose.position, pose.orientation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameTransform:
+    """Where one frame is in another, at a time."""
+
+    parent: str
+    child: str
+    stamp_ns: int
+    """0 for a transform that always holds."""
+    T_parent_child: np.ndarray
+    """4x4."""
+
+
+def to_transform(message: Any, static: bool = False) -> FrameTransform:
+    """One transform of a TFMessage.
+
+    Args:
+        message: geometry_msgs/TransformStamped.
+        static: From /tf_static: its stamp means nothing and is not looked at.
+
+    Raises:
+        ConversionError: quaternion (not of unit length within 1e-3), position (not finite or
+            beyond `MAX_TRANSLATION`), tf_loop (a frame in itself), or what `to_stamp_ns` and
+            `to_frame_id` give.
+    """
+    parent, child = to_frame_id(message.header.frame_id), to_frame_id(message.child_frame_id)
+    if parent == child:
+        raise ConversionError("tf_loop", f"transform of {child!r} is given in itself")
+    transform = message.transform
+    return FrameTransform(
+        parent=parent,
+        child=child,
+        stamp_ns=0 if static else to_stamp_ns(message.header),
+        T_parent_child=_transform(transform.translation, transform.rotation),
+    )
+
+
+def _transform(position: Any, rotation: Any) -> np.ndarray:
+    xyz = (position.x, position.y, position.z)
+    if not all(abs(value) <= MAX_TRANSLATION for value in xyz):  # false for NaN, too
+        raise ConversionError("position", f"position is {xyz}, expected metres")
+    try:
+        return transform_from_quaternion((rotation.w, rotation.x, rotation.y, rotation.z), xyz)
+    except ValueError as error:
+        raise ConversionError("quaternion", str(error)) from error
