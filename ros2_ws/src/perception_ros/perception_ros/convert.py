@@ -14,22 +14,20 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from perception_ros.cloud_decoding import POINT_FIELDS, CloudRules, to_points_lidar
-from perception_ros.image_decoding import decompress_rgb, to_rgb
+from perception_ros.image_decoding import compressed_to_rgb, to_rgb
 from perception_ros.message_header import ConversionError, to_frame_id, to_stamp_ns
 from perception_ros.pose_decoding import (
     PIXEL_CENTER_SHIFT,
-    FrameTransform,
     to_intrinsics,
     to_T_global_ego,
-    to_transform,
+    to_transforms,
 )
 from runtime.api import CameraCalibration, quaternion_from_transform
 
 __all__ = [
     "CloudRules",
     "ConversionError",
-    "FrameTransform",
-    "decompress_rgb",
+    "compressed_to_rgb",
     "make_header",
     "to_T_global_ego",
     "to_camera_info",
@@ -42,7 +40,7 @@ __all__ = [
     "to_pose",
     "to_rgb",
     "to_stamp_ns",
-    "to_transform",
+    "to_transforms",
 ]
 
 

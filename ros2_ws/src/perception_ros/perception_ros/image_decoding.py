@@ -74,7 +74,7 @@ def to_rgb(image: Any, size_px: tuple[int, int] | None = None) -> np.ndarray:
     return pixels[:, :, 2::-1] if encoding.startswith("bgr") else pixels[:, :, :3]
 
 
-def decompress_rgb(image: Any, size_px: tuple[int, int] | None = None) -> np.ndarray:
+def compressed_to_rgb(image: Any, size_px: tuple[int, int] | None = None) -> np.ndarray:
     """Pixels of a compressed image (JPEG or PNG) as RGB uint8 [h, w, 3].
 
     The first bytes say what it is, not `format`, which drivers fill in as they like. An orientation

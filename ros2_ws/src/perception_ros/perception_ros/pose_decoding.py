@@ -1,12 +1,12 @@
 """Cameras' intrinsics and poses: CameraInfo, Odometry, TransformStamped."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from perception_ros.message_header import ConversionError, to_frame_id, to_stamp_ns
+from perception_ros.message_header import ConversionError, to_frame_id
 from runtime.api import transform_from_quaternion
 
 PIXEL_CENTER_SHIFT = 0.5
@@ -27,6 +27,9 @@ _BELOW = (0.0, 0.0, 0.0, 1.0)
 
 SAME_ROTATION = 1e-3
 """How far R'R may be from one. Source: ours; matrices in single precision pass."""
+
+MAX_TRANSFORMS = 1000
+"""Most transforms of one message. Source: ours; cars have some dozens."""
 
 MAX_TRANSLATION = 1e7
 """Positions beyond this are damage [m]. Source: ours; UTM northings stay below."""
@@ -124,7 +127,8 @@ def to_T_global_ego(odometry: Any, base_frame: str) -> np.ndarray:  # noqa: N802
         base_frame: Frame of the car; an empty `child_frame_id` counts as this one.
 
     Raises:
-        ConversionError: child_frame: the pose is another frame's; or as `to_transform`.
+        ConversionError: child_frame: the pose is another frame's; or position, quaternion as
+            `to_transforms`.
     """
     if odometry.child_frame_id not in ("", base_frame):
         raise ConversionError(
@@ -135,40 +139,44 @@ def to_T_global_ego(odometry: Any, base_frame: str) -> np.ndarray:  # noqa: N802
     return _transform(pose.position, pose.orientation)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrameTransform:
-    """Where one frame is in another, at a time."""
+def to_transforms(
+    message: Any, on_error: Callable[[ConversionError], None] | None = None
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Child frame -> its parent and `T_parent_child` [m], of the transforms that can be used.
 
-    parent: str
-    child: str
-    stamp_ns: int
-    """0 for a transform that always holds."""
-    T_parent_child: np.ndarray
-    """4x4."""
-
-
-def to_transform(message: Any, static: bool = False) -> FrameTransform:
-    """One transform of a TFMessage.
+    Stamps are not looked at: the newest message counts.
 
     Args:
-        message: geometry_msgs/TransformStamped.
-        static: From /tf_static: its stamp means nothing and is not looked at.
+        message: tf2_msgs/TFMessage.
+        on_error: Called with what is wrong with a transform, and the others are used; None raises.
 
     Raises:
-        ConversionError: quaternion (not of unit length within 1e-3), position (not finite or
-            beyond `MAX_TRANSLATION`), tf_loop (a frame in itself), or what `to_stamp_ns` and
-            `to_frame_id` give.
+        ConversionError: tf_long: there are more than `MAX_TRANSFORMS`; else quaternion (not of unit
+            length within 1e-3), position (not finite or beyond `MAX_TRANSLATION`), tf_loop (a frame
+            in itself), or what `to_frame_id` gives.
     """
-    parent, child = to_frame_id(message.header.frame_id), to_frame_id(message.child_frame_id)
+    num = len(message.transforms)
+    if num > MAX_TRANSFORMS:
+        raise ConversionError("tf_long", f"TF message has {num} transforms, over {MAX_TRANSFORMS}")
+    transforms = {}
+    for stamped in message.transforms:
+        try:
+            child, parent, T_parent_child = _to_transform(stamped)
+        except ConversionError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+        else:
+            transforms[child] = parent, T_parent_child
+    return transforms
+
+
+def _to_transform(stamped: Any) -> tuple[str, str, np.ndarray]:
+    parent, child = to_frame_id(stamped.header.frame_id), to_frame_id(stamped.child_frame_id)
     if parent == child:
         raise ConversionError("tf_loop", f"transform of {child!r} is given in itself")
-    transform = message.transform
-    return FrameTransform(
-        parent=parent,
-        child=child,
-        stamp_ns=0 if static else to_stamp_ns(message.header),
-        T_parent_child=_transform(transform.translation, transform.rotation),
-    )
+    transform = stamped.transform
+    return child, parent, _transform(transform.translation, transform.rotation)
 
 
 def _transform(position: Any, rotation: Any) -> np.ndarray:
