@@ -7,9 +7,9 @@ import numpy as np
 
 from perception.data.nuscenes_log import NuScenesLog
 from perception.geometry.pillars import build_pillars
+from perception.input_spec import InputSpec
 from perception.model_inputs import (
     CameraRig,
-    InputSpec,
     ModelInputs,
     prepare_frame,
     rig_depth_images,

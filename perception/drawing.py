@@ -17,8 +17,8 @@ from perception import atomic_file
 from perception.errors import InputError
 from perception.geometry import boxes, camera, rigid
 from perception.messages import CameraImage, Detections, MapMask, SensorFrame
-from perception.model_inputs import motion
 from perception.taxonomy import LIDAR
+from perception.usable_data import motion
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Color = tuple[int, int, int]

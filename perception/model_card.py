@@ -5,7 +5,8 @@ from typing import Literal
 
 from perception.geometry.grid import BevGrid
 from perception.geometry.sparse_tables import SparseLevels
-from perception.model_inputs import TENSOR_NAMES, InputSpec
+from perception.input_spec import InputSpec
+from perception.model_inputs import TENSOR_NAMES
 
 FORMAT_VERSION = 3
 """Raised when an older runtime could misread a newer card."""

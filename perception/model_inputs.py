@@ -1,77 +1,22 @@
 """From a sensor frame to the network's input tensors: the same code in training and in the car."""
 
-from collections.abc import Mapping
-from concurrent.futures import Executor
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, UInt8
 
 from perception.geometry import pillars, rigid
 from perception.geometry.depth_image import depth_image
-from perception.geometry.frustum import Frustum
-from perception.geometry.grid import BevGrid
 from perception.geometry.image_crop import ImageCrop
 from perception.geometry.pool_table import PoolTable, PoolTableCache, pool_table
-from perception.messages import LidarSweep, SensorFrame
+from perception.input_spec import InputSpec
+from perception.messages import SensorFrame
 from perception.taxonomy import LIDAR
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputSpec:
-    """Everything that fixes the network's inputs. Travels in the model card."""
-
-    cameras: tuple[str, ...]
-    """Cameras in the order of the tensors; none for a network of the LiDAR alone."""
-    image: ImageCrop
-    """How an image is cut."""
-    frustum: Frustum
-    """How image features are spread in space."""
-    bev: BevGrid
-    """The network's BEV grid."""
-    camera_grid: BevGrid
-    """The grid that image features are pooled on: the BEV grid, or one of half its cell."""
-    pillars: pillars.PillarConfig
-    """How points are sorted."""
-    depth_image: bool = False
-    """Whether the network takes the LiDAR's depths in each camera's picture."""
-    use_lidar: bool = True
-    """False for a network of the cameras alone."""
-    max_sensor_age: float = 0.1
-    """A sensor whose newest data is further from the frame's stamp than this [s], before or after,
-    is masked. nuScenes' cameras are up to 0.043 s early (measured on real logs)."""
-
-    def __post_init__(self) -> None:
-        """Refuse parts that do not fit together."""
-        if not self.cameras and not self.use_lidar:
-            raise ValueError(
-                "a network without cameras and without LiDAR sees nothing: use one of them"
-            )
-        if self.depth_image and not (self.cameras and self.use_lidar):
-            raise ValueError("a depth image needs cameras and LiDAR: set depth_image to False")
-        if len(set(self.cameras)) != len(self.cameras):
-            raise ValueError(f"cameras are {self.cameras}, expected each name once")
-        for size, name in ((self.image.height_px, "height"), (self.image.width_px, "width")):
-            if size % self.frustum.stride:
-                raise ValueError(
-                    f"image {name} is {size} px, expected a multiple of {self.frustum.stride}"
-                )
-
-    @property
-    def sensors(self) -> tuple[str, ...]:
-        """Sensors that the network looks at."""
-        return (*self.cameras, LIDAR) if self.use_lidar else self.cameras
-
-    @property
-    def feature_height(self) -> int:
-        """Rows of the image feature map."""
-        return self.image.height_px // self.frustum.stride
-
-    @property
-    def feature_width(self) -> int:
-        """Columns of the image feature map."""
-        return self.image.width_px // self.frustum.stride
+from perception.usable_data import camera_fault, frame_points, motion, sensor_faults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +64,12 @@ class FrameAugmentation(Protocol):
         ...
 
     def cut(
-        self, camera: str, rgb: UInt8[np.ndarray, "h w 3"]
+        self,
+        camera: str,
+        rgb: UInt8[np.ndarray, "h w 3"],
+        out: UInt8[np.ndarray, "h_aug w_aug 3"] | None = None,
     ) -> UInt8[np.ndarray, "h_aug w_aug 3"]:
-        """Make the network's image by that homography."""
+        """Make the network's image by that homography, in `out` where that is given."""
         ...
 
 
@@ -143,10 +91,13 @@ class PlainCut:
         return self.image.A_img_aug_img(width_px, height_px)
 
     def cut(
-        self, camera: str, rgb: UInt8[np.ndarray, "h w 3"]
+        self,
+        camera: str,
+        rgb: UInt8[np.ndarray, "h w 3"],
+        out: UInt8[np.ndarray, "h_aug w_aug 3"] | None = None,
     ) -> UInt8[np.ndarray, "h_aug w_aug 3"]:
         """Resize and crop."""
-        return self.image.apply(rgb)
+        return self.image.apply(rgb, out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +109,8 @@ class PreparedFrame:
     sensors_missing: Mapping[str, str]
     """Sensor name -> why it is masked."""
     num_dropped_pillars: int
+    part_ms: Mapping[str, float]
+    """Time per part [ms]; with an executor, "accumulate" and "pillars" ran beside the others."""
 
 
 def prepare_frame(
@@ -166,6 +119,9 @@ def prepare_frame(
     executor: Executor | None = None,
     augmentation: FrameAugmentation | None = None,
     tables: PoolTableCache | None = None,
+    *,
+    images_out: UInt8[np.ndarray, "cam h w 3"] | None = None,
+    compensate_ego_motion: bool = True,
 ) -> PreparedFrame:
     """Cut the images, list the runs of frustum points per cell, sort the points into pillars.
 
@@ -178,34 +134,29 @@ def prepare_frame(
         executor: Where points are sorted while images are cut here; None does one after the other.
         augmentation: How a training frame is changed; None leaves it as it is.
         tables: Pool tables of earlier frames, for a rig that may stand still.
+        images_out: Where the network's images are written; None makes a new array.
+        compensate_ego_motion: Whether a camera's pose counts the car's way between the image's
+            stamp and the frame's; without, the table changes with the calibration only.
     """
     change = augmentation or PlainCut(image=spec.image)
-    faults = {camera: _camera_fault(frame, camera, spec) for camera in spec.cameras}
-    if spec.use_lidar:
-        faults[LIDAR] = _lidar_fault(frame, spec)
+    run = _now if executor is None else executor.submit
+    faults = sensor_faults(frame, spec)
     used = tuple(sensor for sensor, fault in faults.items() if fault is None)
-    images = {camera: frame.images[camera] for camera in spec.cameras if camera in used}
-
-    sorting = executor.submit(_frame_points, frame, spec, change) if executor else None
-    pixels = np.zeros(
-        (len(spec.cameras), spec.image.height_px, spec.image.width_px, 3), dtype=np.uint8
-    )
-    for camera, image in images.items():
-        pixels[spec.cameras.index(camera)] = change.cut(camera, image.rgb)
-    rig = _camera_rig(frame, spec, tuple(images), change)
-    table = rig_pool_table(rig, spec, change.T_ego_aug_ego, tables)
-    points_ego, columns = sorting.result() if sorting else _frame_points(frame, spec, change)
+    accumulated = run(_timed, _frame_points, frame, spec, LIDAR in used)
+    sorted_points = run(_timed, _pillars, accumulated, spec, change)
+    pixels, images_ms = _timed(_cut_images, frame, spec, used, change, images_out)
+    rig = _camera_rig(frame, spec, used, change, compensate_ego_motion)
+    table, table_ms = _timed(rig_pool_table, rig, spec, change.T_ego_aug_ego, tables)
+    points_ego, accumulate_ms = accumulated.result()
+    depth_img, depth_ms = _timed(_depth_images, points_ego, rig, spec)
+    columns, pillars_ms = sorted_points.result()
     return PreparedFrame(
         inputs=ModelInputs(
             images=pixels,
-            camera_mask=np.array([camera in images for camera in spec.cameras], dtype=np.float32),
+            camera_mask=np.array([camera in used for camera in spec.cameras], dtype=np.float32),
             pool_runs=table.runs,
             cell_start=table.cell_start,
-            depth_img=(
-                rig_depth_images(points_ego, rig, spec)
-                if spec.depth_image
-                else np.zeros((len(spec.cameras), 0, 0), np.float32)
-            ),
+            depth_img=depth_img,
             pillar_points=columns.points,
             pillar_num_points=columns.num_points,
             pillar_cell=columns.cell,
@@ -219,7 +170,48 @@ def prepare_frame(
             if fault is not None
         },
         num_dropped_pillars=columns.num_dropped_pillars,
+        part_ms={
+            "images": images_ms,
+            "pool_table": table_ms,
+            "depth_image": depth_ms,
+            "accumulate": accumulate_ms,
+            "pillars": pillars_ms,
+        },
     )
+
+
+def _now(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """What `Executor.submit` does, in this thread."""
+    future: Future[Any] = Future()
+    future.set_result(function(*arguments))
+    return future
+
+
+def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What the function gives, and how long it took [ms]."""
+    start = time.perf_counter()
+    result = function(*arguments)
+    return result, (time.perf_counter() - start) * 1e3
+
+
+def _cut_images(
+    frame: SensorFrame,
+    spec: InputSpec,
+    used: tuple[str, ...],
+    change: FrameAugmentation,
+    out: UInt8[np.ndarray, "cam h w 3"] | None,
+) -> UInt8[np.ndarray, "cam h w 3"]:
+    """The network's images, black where a camera is not used."""
+    if out is None:
+        out = np.empty(
+            (len(spec.cameras), spec.image.height_px, spec.image.width_px, 3), dtype=np.uint8
+        )
+    for index, camera in enumerate(spec.cameras):
+        if camera in used:
+            change.cut(camera, frame.images[camera].rgb, out[index])
+        else:
+            out[index] = 0
+    return out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,8 +229,8 @@ def camera_rig(
 ) -> CameraRig:
     """The rig of a frame's usable cameras."""
     change = augmentation or PlainCut(image=spec.image)
-    usable = (camera for camera in spec.cameras if _camera_fault(frame, camera, spec) is None)
-    return _camera_rig(frame, spec, tuple(usable), change)
+    usable = (camera for camera in spec.cameras if camera_fault(frame, camera, spec) is None)
+    return _camera_rig(frame, spec, tuple(usable), change, compensate_ego_motion=True)
 
 
 def rig_depth_images(
@@ -254,7 +246,11 @@ def rig_depth_images(
 
 
 def _camera_rig(
-    frame: SensorFrame, spec: InputSpec, cameras: tuple[str, ...], change: FrameAugmentation
+    frame: SensorFrame,
+    spec: InputSpec,
+    cameras: tuple[str, ...],
+    change: FrameAugmentation,
+    compensate_ego_motion: bool,
 ) -> CameraRig:
     K_img_aug: list[np.ndarray | None] = [None] * len(spec.cameras)
     T_ego_cam: list[np.ndarray | None] = [None] * len(spec.cameras)
@@ -263,10 +259,8 @@ def _camera_rig(
             calibration = frame.calibration.cameras[camera]
             A = change.A_img_aug_img(camera, calibration.width_px, calibration.height_px)
             K_img_aug[index] = A @ calibration.K_cam
-            T_ego_cam[index] = (
-                motion(frame.T_global_ego, frame.images[camera].T_global_ego)
-                @ calibration.T_ego_cam
-            )
+            then = frame.images[camera].T_global_ego if compensate_ego_motion else None
+            T_ego_cam[index] = motion(frame.T_global_ego, then) @ calibration.T_ego_cam
     return CameraRig(K_img_aug=tuple(K_img_aug), T_ego_cam=tuple(T_ego_cam))
 
 
@@ -288,105 +282,26 @@ def rig_pool_table(
     )
 
 
-def motion(
-    T_global_ego_now: Float64[np.ndarray, "4 4"] | None,
-    T_global_ego_then: Float64[np.ndarray, "4 4"] | None,
-) -> Float64[np.ndarray, "4 4"]:
-    """`T_ego_now_ego_then`; identity where a pose is not known: the car is taken to stand."""
-    if T_global_ego_now is None or T_global_ego_then is None:
-        return np.eye(4)
-    return rigid.inverse(T_global_ego_now) @ T_global_ego_then
+def _frame_points(frame: SensorFrame, spec: InputSpec, is_used: bool) -> Float32[np.ndarray, "5 n"]:
+    """Points as measured; none where the LiDAR is not used."""
+    return frame_points(frame, spec) if is_used else np.empty((5, 0), np.float32)
 
 
-def usable_sweeps(frame: SensorFrame, spec: InputSpec) -> tuple[LidarSweep, ...]:
-    """Sweeps that may be accumulated, newest first; empty where the newest is too old or too new.
-
-    Without ego poses only the newest: older ones would smear over a moving car.
-    """
-    if _lidar_fault(frame, spec) is not None:
-        return ()
-    if frame.T_global_ego is None or frame.sweeps[0].T_global_ego is None:
-        return frame.sweeps[:1]
-    recent = (
-        sweep
-        for sweep in frame.sweeps
-        if frame.stamp_ns - sweep.stamp_ns <= spec.pillars.max_sweep_age * 1e9
-        and sweep.T_global_ego is not None
-    )
-    return tuple(recent)[: spec.pillars.num_sweeps]
-
-
-def accumulate(
-    frame: SensorFrame, sweeps: tuple[LidarSweep, ...], config: pillars.PillarConfig
-) -> Float32[np.ndarray, "5 n"]:
-    """Bring sweeps into the frame's ego frame, newest first; rows as `pillars.POINT_COLUMNS`."""
-    points_ego = np.empty((5, sum(sweep.points_lidar.shape[1] for sweep in sweeps)), np.float32)
-    end = 0
-    for sweep in sweeps:
-        T_ego_lidar = motion(frame.T_global_ego, sweep.T_global_ego) @ frame.calibration.T_ego_lidar
-        x, y = sweep.points_lidar[:2]
-        far = (np.abs(x) >= config.ego_radius) | (np.abs(y) >= config.ego_radius)
-        points_lidar = sweep.points_lidar.take(np.flatnonzero(far), axis=1)
-        start, end = end, end + points_lidar.shape[1]
-        R_ego_lidar, t_ego_lidar = np.split(T_ego_lidar[:3].astype(np.float32), [3], axis=1)
-        xyz = rigid.product_of_columns(R_ego_lidar, points_lidar[:3])
-        points_ego[:3, start:end] = xyz + t_ego_lidar
-        points_ego[3, start:end] = points_lidar[3]
-        points_ego[4, start:end] = (frame.stamp_ns - sweep.stamp_ns) * 1e-9
-    return points_ego[:, :end]
-
-
-def frame_points(frame: SensorFrame, spec: InputSpec) -> Float32[np.ndarray, "5 n"]:
-    """All points of the usable sweeps, rows as `pillars.POINT_COLUMNS`, newest sweep first."""
-    return accumulate(frame, usable_sweeps(frame, spec), spec.pillars)
-
-
-def _frame_points(
-    frame: SensorFrame, spec: InputSpec, change: FrameAugmentation
-) -> tuple[Float32[np.ndarray, "5 n"], pillars.Pillars]:
-    """Points as measured, and the pillars of them after augmentation."""
-    if not spec.use_lidar:
-        nothing = np.empty((5, 0), np.float32)
-        return nothing, pillars.build_pillars(nothing, spec.pillars)
-    points_ego = frame_points(frame, spec)
+def _pillars(
+    accumulated: Future[tuple[np.ndarray, float]], spec: InputSpec, change: FrameAugmentation
+) -> pillars.Pillars:
+    """Pillars of the points after augmentation."""
+    points_ego, _ = accumulated.result()
     if isinstance(change, PlainCut):
-        return points_ego, pillars.build_pillars(points_ego, spec.pillars)
+        return pillars.build_pillars(points_ego, spec.pillars)
     A, t = np.split(change.T_ego_aug_ego[:3].astype(np.float32), [3], axis=1)
     xyz_aug = rigid.product_of_columns(A, points_ego[:3]) + t
-    points_aug = np.concatenate([xyz_aug, points_ego[3:]])
-    return points_ego, pillars.build_pillars(points_aug, spec.pillars)
+    return pillars.build_pillars(np.concatenate([xyz_aug, points_ego[3:]]), spec.pillars)
 
 
-def _camera_fault(frame: SensorFrame, camera: str, spec: InputSpec) -> str | None:
-    if camera not in frame.images:
-        return "no data"
-    if camera not in frame.calibration.cameras:
-        return "no calibration"
-    image, calibration = frame.images[camera], frame.calibration.cameras[camera]
-    if image.rgb.ndim != 3 or image.rgb.shape[2] != 3 or image.rgb.dtype != np.uint8:
-        return f"image is {image.rgb.dtype} of shape {image.rgb.shape}, expected uint8 RGB"
-    height, width, _ = image.rgb.shape
-    if (height, width) != (calibration.height_px, calibration.width_px):
-        return (
-            f"image is {width} x {height} px, the calibration says {calibration.width_px} x "
-            f"{calibration.height_px}"
-        )
-    try:
-        spec.image.A_img_aug_img(width, height)
-    except ValueError as error:
-        return str(error)
-    return _age_fault(image.stamp_ns, frame, spec)
-
-
-def _lidar_fault(frame: SensorFrame, spec: InputSpec) -> str | None:
-    if not frame.sweeps:
-        return "no data"
-    return _age_fault(frame.sweeps[0].stamp_ns, frame, spec)
-
-
-def _age_fault(stamp_ns: int, frame: SensorFrame, spec: InputSpec) -> str | None:
-    age = (frame.stamp_ns - stamp_ns) * 1e-9
-    if abs(age) <= spec.max_sensor_age:
-        return None
-    kind = "old" if age > 0 else "ahead"
-    return f"newest data is {abs(age):.3f} s {kind}, the limit is {spec.max_sensor_age:.3f} s"
+def _depth_images(
+    points_ego: Float32[np.ndarray, "5 n"], rig: CameraRig, spec: InputSpec
+) -> Float32[np.ndarray, "cam h_depth w_depth"]:
+    if not spec.depth_image:
+        return np.zeros((len(spec.cameras), 0, 0), np.float32)
+    return rig_depth_images(points_ego, rig, spec)

@@ -26,7 +26,8 @@ from perception.atomic_file import write_text
 from perception.data.nuscenes_log import NuScenesLog
 from perception.errors import InputError, run_command
 from perception.geometry.pool_table import PoolTable
-from perception.model_inputs import InputSpec, camera_rig, rig_pool_table
+from perception.input_spec import InputSpec
+from perception.model_inputs import camera_rig, rig_pool_table
 from training.recipes import p075_fusion
 
 RIVALS = Path(__file__).with_name("bev_pool_rivals.cu")

@@ -34,14 +34,10 @@ from perception.data.nuscenes_log import NuScenesLog
 from perception.data.targets import box_targets
 from perception.errors import InputError, run_command
 from perception.geometry import pillars
-from perception.model_inputs import (
-    camera_rig,
-    frame_points,
-    rig_depth_images,
-    rig_pool_table,
-)
+from perception.model_inputs import camera_rig, rig_depth_images, rig_pool_table
 from perception.models.depth_supervision import depth_bins
 from perception.taxonomy import CAMERAS, DETECTION_CLASSES, LIDAR
+from perception.usable_data import frame_points
 from runtime.latency import LatencyRecorder
 from training.recipes import recipe_by_name
 

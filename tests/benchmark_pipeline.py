@@ -19,13 +19,8 @@ from perception.data.nuscenes_log import NuScenesLog
 from perception.errors import InputError, run_command
 from perception.geometry import rigid
 from perception.messages import LidarSweep, SensorFrame
-from perception.model_inputs import (
-    accumulate,
-    camera_rig,
-    prepare_frame,
-    rig_pool_table,
-    usable_sweeps,
-)
+from perception.model_inputs import camera_rig, prepare_frame, rig_pool_table
+from perception.usable_data import accumulate, usable_sweeps
 from runtime.latency import LatencyRecorder
 from runtime.pipeline import Pipeline
 

@@ -28,8 +28,8 @@ from perception.geometry.sparse_tables import (
     build_with_numpy,
     encoder_levels,
 )
-from perception.model_inputs import frame_points
 from perception.models.sparse_encoder import SparseEncoder, TableTensors
+from perception.usable_data import frame_points
 from training.recipes import p075_lidar
 
 

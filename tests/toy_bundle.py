@@ -18,8 +18,8 @@ from perception.geometry.frustum import Frustum
 from perception.geometry.grid import BevGrid
 from perception.geometry.image_crop import ImageCrop
 from perception.geometry.pillars import POINT_COLUMNS, PillarConfig
+from perception.input_spec import InputSpec
 from perception.model_card import BOX_COLUMNS, FORMAT_VERSION, ModelCard, TensorSpec
-from perception.model_inputs import InputSpec
 from perception.taxonomy import CAMERAS, DETECTION_CLASSES, MAP_CLASSES
 
 NUM_BOXES = len(CAMERAS) + 1

@@ -12,7 +12,7 @@ from perception.geometry.frustum import Frustum
 from perception.geometry.grid import BevGrid
 from perception.geometry.image_crop import ImageCrop
 from perception.geometry.pillars import PillarConfig
-from perception.model_inputs import InputSpec
+from perception.input_spec import InputSpec
 from perception.models.bev_encoder import ResidualBevEncoderConfig, SecondBevEncoderConfig
 from perception.models.detector import DetectorConfig
 from perception.models.heads.center_head import CenterHeadConfig

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from perception.input_spec import InputSpec
 from perception.messages import SensorFrame
-from perception.model_inputs import InputSpec
 from perception.taxonomy import LIDAR
 
 SubsetChoice = Literal["none", "kinds", "default", "all"]

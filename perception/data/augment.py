@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64, UInt8
 
 from perception.geometry import boxes as box_geometry
 from perception.geometry.image_crop import ImageCrop
-from perception.model_inputs import InputSpec
+from perception.input_spec import InputSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +109,20 @@ class Augmentation:
         return A_rotation @ A
 
     def cut(
-        self, camera: str, rgb: UInt8[np.ndarray, "h w 3"]
+        self,
+        camera: str,
+        rgb: UInt8[np.ndarray, "h w 3"],
+        out: UInt8[np.ndarray, "h_aug w_aug 3"] | None = None,
     ) -> UInt8[np.ndarray, "h_aug w_aug 3"]:
         """Make the network's image by that homography, bilinear, black where there is no image."""
         if camera not in self.changes:
-            return self.image.apply(rgb)
+            return self.image.apply(rgb, out)
         height, width, _ = rgb.shape
         A = self.A_img_aug_img(camera, width, height)
         # OpenCV counts from the centre of the first pixel, our half integers from its corner
         A[:2, 2] += 0.5 * A[:2, :2].sum(axis=1) - 0.5
         size = (self.image.width_px, self.image.height_px)
-        return np.asarray(cv2.warpAffine(rgb, A[:2], size, flags=cv2.INTER_LINEAR))
+        return np.asarray(cv2.warpAffine(rgb, A[:2], size, dst=out, flags=cv2.INTER_LINEAR))
 
 
 def draw_augmentation(

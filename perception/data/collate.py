@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from perception.model_inputs import InputSpec, ModelInputs
+from perception.input_spec import InputSpec
+from perception.model_inputs import ModelInputs
 from perception.models.detector import InputTensors
 
 Tensors = TypeVar("Tensors", bound=Any)

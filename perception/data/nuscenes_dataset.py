@@ -36,18 +36,13 @@ from perception.errors import InputError
 from perception.geometry import boxes as box_geometry
 from perception.geometry import rigid
 from perception.messages import Calibration, SensorFrame
-from perception.model_inputs import (
-    ModelInputs,
-    camera_rig,
-    frame_points,
-    prepare_frame,
-    rig_depth_images,
-)
+from perception.model_inputs import ModelInputs, camera_rig, prepare_frame, rig_depth_images
 from perception.models.depth_supervision import UNKNOWN, DepthTargets, depth_bins
 from perception.models.detector import DetectorConfig, InputTensors
 from perception.models.heads.box_code import BoxTargets
 from perception.models.heads.map_head import MapTargets
 from perception.taxonomy import DETECTION_CLASS_OF_CATEGORY, DETECTION_CLASSES, LIDAR, MAP_CLASSES
+from perception.usable_data import frame_points
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,11 +45,24 @@ class ImageCrop:
             )
         return np.array([[scale, 0.0, 0.0], [0.0, scale, -float(top)], [0.0, 0.0, 1.0]])
 
-    def apply(self, rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h_aug w_aug 3"]:
-        """Resize and crop an image."""
+    def apply(
+        self,
+        rgb: UInt8[np.ndarray, "h w 3"],
+        out: UInt8[np.ndarray, "h_aug w_aug 3"] | None = None,
+    ) -> UInt8[np.ndarray, "h_aug w_aug 3"]:
+        """Resize and crop an image.
+
+        Args:
+            rgb: The camera's image. No copy is made of a view that turns another layout into RGB:
+                padded rows, `bgr[..., ::-1]`, `bgra[..., 2::-1]`, a grey image broadcast.
+            out: Where the result is written; None makes a new array.
+
+        Returns:
+            `out`, or the new array.
+        """
         height, width, _ = rgb.shape
-        taps = _bilinear_taps(self, width, height)
-        flat = np.ascontiguousarray(rgb).reshape(-1)
+        flat, strides = _memory(rgb)
+        taps = _bilinear_taps(self, width, height, strides)
         # In place: fresh arrays of this size cost more than the arithmetic on them.
         rows = []
         for left, right in (taps.index[:2], taps.index[2:]):
@@ -63,7 +76,27 @@ class ImageCrop:
         blend += bottom
         blend += 128
         blend >>= 8
-        return blend.astype(np.uint8).reshape(self.height_px, self.width_px, 3)
+        if out is None:
+            out = np.empty((self.height_px, self.width_px, 3), np.uint8)
+        out[...] = blend.reshape(out.shape)
+        return out
+
+
+def _memory(
+    rgb: UInt8[np.ndarray, "h w 3"],
+) -> tuple[UInt8[np.ndarray, " n"], tuple[int, int, int]]:
+    """The bytes that an image lies in, from its lowest address on, and its strides.
+
+    An image upside down or mirrored is copied: no camera sends one.
+    """
+    if rgb.strides[0] < 0 or rgb.strides[1] < 0:
+        rgb = np.ascontiguousarray(rgb)
+    row, column, channel = rgb.strides
+    height, width, _ = rgb.shape
+    length = (height - 1) * row + (width - 1) * column + 2 * abs(channel) + 1
+    lowest = rgb if channel >= 0 else rgb[..., ::-1]
+    flat = np.lib.stride_tricks.as_strided(lowest, (length,), (1,), writeable=False)
+    return flat, (row, column, channel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +111,11 @@ class _Taps:
 
 
 @lru_cache(maxsize=16)
-def _bilinear_taps(crop: ImageCrop, width: int, height: int) -> _Taps:
+def _bilinear_taps(
+    crop: ImageCrop, width: int, height: int, strides: tuple[int, int, int]
+) -> _Taps:
+    row_stride, column_stride, channel_stride = strides
+    channels = np.arange(3) * channel_stride - 2 * min(channel_stride, 0)
     A = crop.A_img_aug_img(width, height)
     u = (np.arange(crop.width_px) + 0.5 - A[0, 2]) / A[0, 0] - 0.5
     v = (np.arange(crop.height_px) + 0.5 - A[1, 2]) / A[1, 1] - 0.5
@@ -89,8 +126,8 @@ def _bilinear_taps(crop: ImageCrop, width: int, height: int) -> _Taps:
     lower = np.round((v - v_low) * 256).astype(np.uint16)[:, None]
 
     def index(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        values = (columns[:, None] * 3 + np.arange(3)).reshape(-1)
-        return rows[:, None] * (width * 3) + values[None, :]
+        values = (columns[:, None] * column_stride + channels).reshape(-1)
+        return rows[:, None] * row_stride + values[None, :]
 
     return _Taps(
         index=(

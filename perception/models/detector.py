@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from perception.model_inputs import InputSpec
+from perception.input_spec import InputSpec
 from perception.models.bev_encoder import BevEncoder, BevEncoderConfig, build_bev_encoder
 from perception.models.fusion import ConvFusion
 from perception.models.heads.center_head import CenterHead, CenterHeadConfig, CenterHeadOutput

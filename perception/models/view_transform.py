@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from perception.geometry.frustum import Frustum
-from perception.model_inputs import InputSpec
+from perception.input_spec import InputSpec
 from perception.models.blocks import conv_bn_relu, full_precision
 from perception.ops.bev_pool import bev_pool
 

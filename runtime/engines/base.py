@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from perception.geometry.pool_table import table_fault
-from perception.model_inputs import InputSpec, ModelInputs
+from perception.input_spec import InputSpec
+from perception.model_inputs import ModelInputs
 
 
 class EngineError(RuntimeError):

@@ -22,8 +22,9 @@ from perception.geometry import camera as pinhole
 from perception.geometry import rigid
 from perception.geometry.grid import BevGrid
 from perception.geometry.image_crop import ImageCrop
-from perception.model_inputs import FrameAugmentation, frame_points, motion, prepare_frame
+from perception.model_inputs import FrameAugmentation, prepare_frame
 from perception.taxonomy import CAMERAS
+from perception.usable_data import frame_points, motion
 
 FINE = BevGrid(x_min=-51.2, x_max=51.2, y_min=-51.2, y_max=51.2, cell=0.8)
 SPEC = dataclasses.replace(small_config().inputs, camera_grid=FINE)

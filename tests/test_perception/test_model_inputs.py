@@ -8,14 +8,15 @@ import pytest
 from pool_tables import points_of
 from toy_bundle import SPEC
 
-from perception import model_inputs
+from perception import model_inputs, usable_data
 from perception.data.nuscenes_log import NuScenesLog
 from perception.geometry import boxes, camera, rigid
 from perception.geometry.frustum import Frustum
 from perception.geometry.grid import BevGrid
 from perception.geometry.image_crop import ImageCrop
+from perception.input_spec import InputSpec
 from perception.messages import LidarSweep, SensorFrame
-from perception.model_inputs import InputSpec, prepare_frame
+from perception.model_inputs import prepare_frame
 from perception.taxonomy import CAMERAS, LIDAR
 
 SCENE = nuscenes_writer.SCENES[0]
@@ -146,18 +147,18 @@ def test_motion_by_hand() -> None:
     # the car stood at x = 10 and now stands at x = 12, both times heading along global x
     then, now = np.eye(4), np.eye(4)
     then[0, 3], now[0, 3] = 10, 12
-    T_ego_now_ego_then = model_inputs.motion(now, then)
+    T_ego_now_ego_then = usable_data.motion(now, then)
     # what was 5 m ahead then is 3 m ahead now
     moved = rigid.apply(T_ego_now_ego_then, np.array([[5.0, 0, 0]]))
     np.testing.assert_allclose(moved, [[3, 0, 0]])
-    np.testing.assert_array_equal(model_inputs.motion(None, then), np.eye(4))
-    np.testing.assert_array_equal(model_inputs.motion(now, None), np.eye(4))
+    np.testing.assert_array_equal(usable_data.motion(None, then), np.eye(4))
+    np.testing.assert_array_equal(usable_data.motion(now, None), np.eye(4))
 
 
 def test_accumulated_sweeps_see_each_object_where_it_was(frame: SensorFrame) -> None:
     """Each sweep has 50 points on each of the two boxes, at the place of the sweep's own time."""
     config = dataclasses.replace(SPEC.pillars, num_sweeps=10)
-    points_ego = model_inputs.accumulate(frame, frame.sweeps, config)
+    points_ego = usable_data.accumulate(frame, frame.sweeps, config)
     for index, sweep in enumerate(frame.sweeps):
         mine = points_ego[:, np.abs(points_ego[4] - 0.05 * index) < 1e-4]
         assert mine.shape[1] > 300
@@ -171,7 +172,7 @@ def test_points_on_the_car_itself_are_left_out(frame: SensorFrame) -> None:
     xyz = [[0.99, 0.99, 0], [1.0, 0, 0], [0, -1.0, 0], [-0.5, 0.5, 3]]
     points = np.array([[*point, 9] for point in xyz], np.float32).T.copy()
     sweep = LidarSweep(stamp_ns=frame.stamp_ns, points_lidar=points, T_global_ego=None)
-    found = model_inputs.accumulate(frame, (sweep,), SPEC.pillars)
+    found = usable_data.accumulate(frame, (sweep,), SPEC.pillars)
     # the LiDAR sits at ego (0.94, 0, 1.84); its x points to the car's right, its y ahead
     np.testing.assert_allclose(found[:3].T, [[0.94, -1, 1.84], [-0.06, 0, 1.84]], atol=1e-6)
 
@@ -179,7 +180,7 @@ def test_points_on_the_car_itself_are_left_out(frame: SensorFrame) -> None:
 def test_which_sweeps_are_usable(frame: SensorFrame) -> None:
     def ages_ms(frame: SensorFrame, **change: float) -> list[int]:
         spec = dataclasses.replace(SPEC, pillars=dataclasses.replace(SPEC.pillars, **change))
-        sweeps = model_inputs.usable_sweeps(frame, spec)
+        sweeps = usable_data.usable_sweeps(frame, spec)
         return [(frame.stamp_ns - sweep.stamp_ns) // 1_000_000 for sweep in sweeps]
 
     assert ages_ms(frame) == [0, 50, 100]  # num_sweeps is 3

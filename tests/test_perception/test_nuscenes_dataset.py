@@ -23,9 +23,10 @@ from perception.data.nuscenes_dataset import (
 from perception.data.nuscenes_log import NuScenesLog
 from perception.geometry import boxes as box_geometry
 from perception.geometry import rigid
-from perception.model_inputs import TENSOR_NAMES, accumulate
+from perception.model_inputs import TENSOR_NAMES
 from perception.models.depth_supervision import UNKNOWN
 from perception.taxonomy import CAMERAS, DETECTION_CLASSES, LIDAR, MAP_CLASSES
+from perception.usable_data import accumulate
 
 CONFIG = small_config()
 PLAIN = SampleConfig()

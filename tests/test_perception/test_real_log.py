@@ -9,8 +9,8 @@ from nuscenes import NuScenes
 from perception.data.nuscenes_log import MissingFile, NuScenesLog
 from perception.geometry import boxes, camera, rigid
 from perception.messages import SensorFrame
-from perception.model_inputs import motion
 from perception.taxonomy import CAMERAS, LIDAR
+from perception.usable_data import motion
 
 pytestmark = pytest.mark.nuscenes
 

@@ -12,7 +12,7 @@ from perception.geometry.grid import BevGrid
 from perception.geometry.image_crop import ImageCrop
 from perception.geometry.pillars import PillarConfig
 from perception.geometry.pool_table import pool_table
-from perception.model_inputs import InputSpec
+from perception.input_spec import InputSpec
 from perception.models.view_transform import DepthPrior, ViewTransform, ViewTransformConfig
 from perception.taxonomy import CAMERAS
 

@@ -1,0 +1,130 @@
+"""What of a frame may be used: sensors without a fault, and sweeps brought into the ego frame."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from perception.geometry import pillars, rigid
+from perception.input_spec import InputSpec
+from perception.messages import LidarSweep, SensorFrame
+from perception.taxonomy import LIDAR
+
+FIRST_POINTS = 1024
+"""Points of a sweep that are looked at first. Source: ours."""
+
+
+def motion(
+    T_global_ego_now: Float64[np.ndarray, "4 4"] | None,
+    T_global_ego_then: Float64[np.ndarray, "4 4"] | None,
+) -> Float64[np.ndarray, "4 4"]:
+    """`T_ego_now_ego_then`; identity where a pose is not known: the car is taken to stand."""
+    if T_global_ego_now is None or T_global_ego_then is None:
+        return np.eye(4)
+    return rigid.inverse(T_global_ego_now) @ T_global_ego_then
+
+
+def usable_sweeps(frame: SensorFrame, spec: InputSpec) -> tuple[LidarSweep, ...]:
+    """Sweeps that may be accumulated, newest first; empty where the newest is too old or too new.
+
+    Without ego poses only the newest: older ones would smear over a moving car.
+    """
+    if lidar_fault(frame, spec) is not None:
+        return ()
+    if frame.T_global_ego is None or frame.sweeps[0].T_global_ego is None:
+        return frame.sweeps[:1]
+    recent = (
+        sweep
+        for sweep in frame.sweeps
+        if frame.stamp_ns - sweep.stamp_ns <= spec.pillars.max_sweep_age * 1e9
+        and sweep.T_global_ego is not None
+    )
+    return tuple(recent)[: spec.pillars.num_sweeps]
+
+
+def accumulate(
+    frame: SensorFrame, sweeps: tuple[LidarSweep, ...], config: pillars.PillarConfig
+) -> Float32[np.ndarray, "5 n"]:
+    """Bring sweeps into the frame's ego frame, newest first; rows as `pillars.POINT_COLUMNS`."""
+    points_ego = np.empty((5, sum(sweep.points_lidar.shape[1] for sweep in sweeps)), np.float32)
+    end = 0
+    for sweep in sweeps:
+        T_ego_lidar = motion(frame.T_global_ego, sweep.T_global_ego) @ frame.calibration.T_ego_lidar
+        x, y = sweep.points_lidar[:2]
+        far = (np.abs(x) >= config.ego_radius) | (np.abs(y) >= config.ego_radius)
+        points_lidar = sweep.points_lidar.take(np.flatnonzero(far), axis=1)
+        start, end = end, end + points_lidar.shape[1]
+        R_ego_lidar, t_ego_lidar = np.split(T_ego_lidar[:3].astype(np.float32), [3], axis=1)
+        xyz = rigid.product_of_columns(R_ego_lidar, points_lidar[:3])
+        points_ego[:3, start:end] = xyz + t_ego_lidar
+        points_ego[3, start:end] = points_lidar[3]
+        points_ego[4, start:end] = (frame.stamp_ns - sweep.stamp_ns) * 1e-9
+    return points_ego[:, :end]
+
+
+def frame_points(frame: SensorFrame, spec: InputSpec) -> Float32[np.ndarray, "5 n"]:
+    """All points of the usable sweeps, rows as `pillars.POINT_COLUMNS`, newest sweep first."""
+    return accumulate(frame, usable_sweeps(frame, spec), spec.pillars)
+
+
+def sensor_faults(frame: SensorFrame, spec: InputSpec) -> dict[str, str | None]:
+    """Why each sensor of the network cannot be used, in the network's order; None where it can."""
+    faults = {camera: camera_fault(frame, camera, spec) for camera in spec.cameras}
+    if spec.use_lidar:
+        faults[LIDAR] = lidar_fault(frame, spec)
+    return faults
+
+
+def camera_fault(frame: SensorFrame, camera: str, spec: InputSpec) -> str | None:
+    """Why a camera of the frame cannot be used; None where it can."""
+    if camera not in frame.images:
+        return "no data"
+    if camera not in frame.calibration.cameras:
+        return "no calibration"
+    image, calibration = frame.images[camera], frame.calibration.cameras[camera]
+    if image.rgb.ndim != 3 or image.rgb.shape[2] != 3 or image.rgb.dtype != np.uint8:
+        return f"image is {image.rgb.dtype} of shape {image.rgb.shape}, expected uint8 RGB"
+    height, width, _ = image.rgb.shape
+    if (height, width) != (calibration.height_px, calibration.width_px):
+        return (
+            f"image is {width} x {height} px, the calibration says {calibration.width_px} x "
+            f"{calibration.height_px}"
+        )
+    try:
+        spec.image.A_img_aug_img(width, height)
+    except ValueError as error:
+        return str(error)
+    return _age_fault(image.stamp_ns, frame, spec)
+
+
+def lidar_fault(frame: SensorFrame, spec: InputSpec) -> str | None:
+    """Why the LiDAR of the frame cannot be used; None where it can.
+
+    Its newest sweep counts: older ones behind an empty one are the past, and would be fused as now.
+    """
+    if not frame.sweeps:
+        return "no data"
+    fault = _age_fault(frame.sweeps[0].stamp_ns, frame, spec)
+    if fault is None and not _has_usable_point(frame, spec):
+        return "no usable point"
+    return fault
+
+
+def _has_usable_point(frame: SensorFrame, spec: InputSpec) -> bool:
+    """Whether a point of the newest sweep is finite, not of the car, and within the range."""
+    newest = frame.sweeps[0]
+    # the first points nearly always have one: only a sweep without is looked at as a whole
+    for part in (newest.points_lidar[:, :FIRST_POINTS], newest.points_lidar):
+        sweep = dataclasses.replace(newest, points_lidar=part)
+        points_ego = accumulate(frame, (sweep,), spec.pillars)
+        if pillars.in_range(points_ego, spec.pillars)[1].any():
+            return True
+    return False
+
+
+def _age_fault(stamp_ns: int, frame: SensorFrame, spec: InputSpec) -> str | None:
+    age = (frame.stamp_ns - stamp_ns) * 1e-9
+    if abs(age) <= spec.max_sensor_age:
+        return None
+    kind = "old" if age > 0 else "ahead"
+    return f"newest data is {abs(age):.3f} s {kind}, the limit is {spec.max_sensor_age:.3f} s"
