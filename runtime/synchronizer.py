@@ -1,33 +1,60 @@
-"""Groups stamped messages of many sensors into frames. No clock of its own: time is data.
+"""Turns stamped messages of many sensors into one frame per period. No clock: time is data.
 
-time ->    FL  F  FR  BR   B   BL  LIDAR          FL  F  ...
-           |   |   |   |   |   |     |            |
-           `-- the group opens       `-- complete: emitted at once
-           |........... wait_ns ...........|  emitted here at the latest, with what there is
+time ->    t(k-1)                 t(k)       t(k) + wait          o  message in frame k
+             |                     |              |               x  superseded
+camera   .   x   .   .  [  x   .   o   .   .   ]  |               [] window of frame k: round
+LiDAR        x       .   .   .  [  x    o      .  |  ]               t(k) + the sensor's offset
+                                   |______________|
+                   frame k goes out here, as soon as every sensor has a message in its window
 """
 
+import bisect
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from perception.errors import InputError
 from perception.messages import Calibration, CameraImage, LidarSweep, SensorFrame, SensorMessage
 from perception.taxonomy import LIDAR
 
-JUMP_BACK_NS = 1_000_000_000
-"""A stamp this much older than the newest one means that time was set back, e.g. a log that starts
-over. Source: ours; ten times the longest useful wait."""
+JUMP_NS = 1_000_000_000
+"""A step of time by more than this starts everything over, e.g. a log that is played again.
+Source: ours; ten periods, and longer than any useful wait."""
+
+CAMERA_OFFSET_NS = -40_000_000
+"""Source: ours; a camera's newest image is half a period of 12 Hz old on average."""
+
+PATIENCE_FRAMES = 3
+"""Frames in a row that wait for a sensor in vain before the next ones do without. Source: ours."""
+
+RECENT_STAMPS = 16
+"""Stamps per sensor by which a message is known to have come before. Source: ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynchronizerConfig:
-    """Which sensors make a frame and how long it waits for them."""
+    """Which sensors make a frame, how often, and how long it waits for them.
+
+    A sensor is in every frame if its window, plus the wait, covers one of its periods and the delay
+    of its messages.
+    """
 
     cameras: tuple[str, ...]
     """Cameras of a complete frame; the LiDAR always belongs to it."""
-    wait_ns: int = 120_000_000
-    """Longest time from a group's first message to its frame [ns]. Source: ours; one period of the
-    slowest sensor (12 Hz) and 37 ms for jitter: at 100 ms frames were seen to close a
-    moment before their last image."""
+    period_ns: int = 100_000_000
+    """Time from one frame's instant to the next one's [ns]."""
+    wait_ns: int = 50_000_000
+    """Longest time from a frame's instant to its emission, at most the period [ns]. Source: ours;
+    one period of a 20 Hz LiDAR."""
+    window_ns: int = 60_000_000
+    """Largest difference of a stamp from the expected one, before or after [ns]. Source: ours; 12
+    Hz cameras are 0 to 83 ms behind the instant, so 43 ms from -40 ms at most, and 17 ms are left
+    for jitter."""
+    offset_ns: Mapping[str, int] = field(default_factory=dict)
+    """Sensor -> expected stamp of its sample minus the frame's instant [ns]. What is not named has
+    `CAMERA_OFFSET_NS`, or 0 for the LiDAR."""
+    max_ahead_ns: int = 100_000_000
+    """A stamp further ahead of now is a clock's error [ns]. Source: ours; one period."""
     max_sweeps: int = 10
     """LiDAR sweeps kept for accumulation. Source: specs, base network section 1."""
 
@@ -37,137 +64,316 @@ class SynchronizerConfig:
             raise InputError(
                 f"cameras are {self.cameras}, expected each camera once and no {LIDAR}."
             )
-        if self.wait_ns < 0 or self.max_sweeps < 1:
+        limits = {
+            "period_ns": (1, None),
+            "wait_ns": (0, self.period_ns),
+            "window_ns": (0, JUMP_NS),
+            "max_ahead_ns": (0, JUMP_NS),
+            "max_sweeps": (1, None),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if value < low or (high is not None and value > high):
+                bound = f"{low} or more" if high is None else f"{low}..{high}"
+                raise InputError(f"{name} is {value}, expected {bound}.")
+        if strangers := set(self.offset_ns) - {*self.cameras, LIDAR}:
             raise InputError(
-                f"wait_ns is {self.wait_ns} and max_sweeps {self.max_sweeps}, expected 0 or more "
-                "and 1 or more."
+                f"offset_ns names {sorted(strangers)}, expected only {LIDAR} and the cameras "
+                f"{self.cameras}."
             )
+
+    def offset_of(self, sensor: str) -> int:
+        """Expected stamp of a sensor's sample minus the frame's instant [ns]."""
+        return self.offset_ns.get(sensor, 0 if sensor == LIDAR else CAMERA_OFFSET_NS)
+
+
+@dataclass(kw_only=True)
+class _Track:
+    """What is known of one sensor."""
+
+    offset_ns: int
+    candidates: dict[int, SensorMessage] = field(default_factory=dict)
+    """Frame -> newest message that it can use; nothing for frames that have gone out. A message
+    lies at the first frame that can use it and moves on until a newer one takes its place."""
+    recent_ns: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT_STAMPS))
+    """Stamps of the last messages that were not dropped."""
+    used_ns: int | None = None
+    """Newest stamp that was in a frame."""
+    num_missed: int = 0
+    """Frames in a row that went out without this sensor."""
+    fault: str = ""
+    """Why the newest message since the last frame was dropped; empty if it was not."""
 
 
 @dataclass(kw_only=True)
 class _State:
-    """Everything that is forgotten when time is set back."""
+    """Everything that is forgotten when time jumps."""
 
-    sweeps: deque[LidarSweep]
-    images: dict[str, CameraImage] = field(default_factory=dict)
-    last_ns: dict[str, int] = field(default_factory=dict)
-    """Newest stamp per sensor."""
-    group: dict[str, SensorMessage] = field(default_factory=dict)
-    """Newest message per sensor of the open group."""
-    opened_ns: int | None = None
-    """Stamp of the open group's first message; None if no group is open."""
-    emitted_ns: int | None = None
-    """Stamp of the last frame."""
+    tracks: dict[str, _Track]
+    sweeps: list[LidarSweep] = field(default_factory=list)
+    """For accumulation, oldest first."""
     now_ns: int | None = None
+    instant_ns: int | None = None
+    """Instant of the next frame; None before the first message."""
+    index: int = 0
+    """Number of the next frame."""
+    has_sample: bool = False
+    """Whether `instant_ns` comes from a message, not from a jump."""
+    stamp_ns: int | None = None
+    """Stamp of the last frame."""
 
 
 class Synchronizer:
-    """Collects messages and emits a frame as soon as it is complete or has waited long enough.
+    """Gives a frame every period, made of the newest usable message per sensor.
 
-    A message belongs to the open group if it was pushed after the last emission and its stamp is
-    newer than the last frame's. The first such message opens the group. The group is emitted when
-    every camera and the LiDAR have delivered, or when time (the newest stamp pushed, or `advance`)
-    reaches the opening stamp + `wait_ns`. No sensor is the master.
+    Frame k has the instant t(k) = t(0) + k * period; the first message's stamp minus its sensor's
+    offset is t(0). A message is usable for frame k if its stamp is within the window round t(k) +
+    offset; no sensor is the master. The frame goes out as soon as time has reached t(k) and every
+    sensor has a usable message, and at t(k) + wait with what there is, be it nothing. A sensor
+    that `PATIENCE_FRAMES` frames in a row have missed is not waited for, until one of its
+    messages is in a frame or would have been, had the frame waited.
 
-    A frame holds the newest image per camera and the last sweeps, also such that are older than the
-    group: whoever uses them judges their age. Its stamp is that of the group's newest sweep, else
-    of the group's newest image, so stamps of frames always grow.
+    A frame's stamp is that of its LiDAR message, else of its newest image, else its instant: the
+    first of them that is newer than the frame before, so stamps always grow.
 
-    Per sensor, a message that is not newer than the one before is dropped and counted. A stamp more
-    than `JUMP_BACK_NS` behind the newest one emits the open group and starts over from nothing.
-    Memory: one image per camera and `max_sweeps` sweeps.
+    Dropped and counted, each message for one reason:
+
+    - unknown sensor, malformed (`reject`);
+    - early: the stamp is further ahead of now than `max_ahead_ns`;
+    - duplicate: the sensor has sent this stamp before;
+    - late: meant for a frame that has gone out, and too old for the next;
+    - stale: too old even for the frame that went out last;
+    - out of order: a newer message stands in its place already.
+
+    A message that a newer one replaces is superseded, and so is one that falls between two frames,
+    being too old for the next but newer than the last one's instant: that is normal where a sensor
+    is faster than the frames, and not counted. Sweeps that are not dropped are kept for
+    accumulation.
+
+    Time is the largest `now_ns` so far. If it steps back, or past the next frame's end, by more
+    than `JUMP_NS`, that is counted, what is there is emitted, and everything starts over. Memory:
+    per sensor one message for each frame that begins within `wait_ns` + `max_ahead_ns`, and twice
+    `max_sweeps` sweeps.
     """
 
     def __init__(self, config: SynchronizerConfig, calibration: Calibration) -> None:
         """Start with no data.
 
         Args:
-            config: Sensors and waiting time.
+            config: Sensors, period and windows.
             calibration: Goes into each frame.
         """
         self.counters: Counter[str] = Counter()
-        """Dropped messages by "SENSOR: reason", and "time jumped back"."""
+        """Dropped messages by "SENSOR: reason", "time jumped back" and "time jumped ahead"."""
         self._config = config
         self._calibration = calibration
+        self._calibration_epoch = 0
+        self._sensors = (*config.cameras, LIDAR)
         self._state = self._nothing()
 
     @property
     def deadline_ns(self) -> int | None:
-        """Time at which the open group will be emitted at the latest; None if no group is open."""
-        opened_ns = self._state.opened_ns
-        return None if opened_ns is None else opened_ns + self._config.wait_ns
+        """When the next frame goes out if no message comes [ns]; None before the first message."""
+        state = self._state
+        if state.instant_ns is None:
+            return None
+        is_complete = all(
+            state.index in track.candidates or track.num_missed >= PATIENCE_FRAMES
+            for track in state.tracks.values()
+        )
+        return state.instant_ns + (0 if is_complete else self._config.wait_ns)
 
-    def set_calibration(self, calibration: Calibration) -> None:
-        """Use another calibration from the next frame on."""
-        self._calibration = calibration
+    def set_calibration(self, calibration: Calibration, epoch: int = 0) -> None:
+        """Use another calibration from the next frame on.
 
-    def push(self, message: SensorMessage) -> list[SensorFrame]:
-        """Take a message; give the frames that it closes or completes, oldest first."""
+        Args:
+            calibration: Goes into each frame.
+            epoch: Its number.
+        """
+        self._calibration, self._calibration_epoch = calibration, epoch
+
+    def push(self, message: SensorMessage, now_ns: int | None = None) -> list[SensorFrame]:
+        """Take a message; give the frames that went out before it and those it completes.
+
+        Args:
+            message: What a sensor sent.
+            now_ns: When it came, on the clock of the stamps [ns]; its stamp by default, as in a
+                log that is read in order.
+        """
         sensor = message.camera if isinstance(message, CameraImage) else LIDAR
-        if sensor != LIDAR and sensor not in self._config.cameras:
+        if sensor not in self._state.tracks:
             self.counters[f"{sensor}: unknown sensor"] += 1
             return []
-        frames: list[SensorFrame] = []
-        # Against the stamps, not `now_ns`: a clock ahead of the stamps must not look like a jump.
-        newest_ns = max(self._state.last_ns.values(), default=message.stamp_ns)
-        if message.stamp_ns < newest_ns - JUMP_BACK_NS:
-            self.counters["time jumped back"] += 1
-            frames += self.flush()
-            self._state = self._nothing()
-        last_ns = self._state.last_ns.get(sensor)
-        if last_ns is not None and message.stamp_ns <= last_ns:
-            kind = "duplicate" if message.stamp_ns == last_ns else "out of order"
-            self.counters[f"{sensor}: {kind}"] += 1
-            return frames
-        frames += self.advance(message.stamp_ns)
-        self._store(sensor, message)
-        if len(self._state.group) == len(self._config.cameras) + 1:
-            return frames + self.flush()
-        return frames + self._close_if_due()
+        frames = self._set_time(message.stamp_ns if now_ns is None else now_ns)
+        now_ns = self._now_ns()
+        frames += self._emit_due(now_ns - 1)  # who comes at the very last moment is not too late
+        fault = self._store(sensor, message, now_ns)
+        if fault is not None:
+            self.counters[f"{sensor}: {fault}"] += 1
+        self._state.tracks[sensor].fault = fault or ""
+        return frames + self._emit_due(now_ns)
 
     def advance(self, now_ns: int) -> list[SensorFrame]:
-        """Let time pass without a message; time that goes back is ignored."""
-        before_ns = self._state.now_ns
-        self._state.now_ns = now_ns if before_ns is None else max(before_ns, now_ns)
-        return self._close_if_due()
+        """Let time pass without a message; a small step back is ignored."""
+        frames = self._set_time(now_ns)
+        return frames + self._emit_due(self._now_ns())
+
+    def reject(self, sensor: str, reason: str) -> None:
+        """Count a message that could not be read, and say so in the next frame.
+
+        Args:
+            sensor: Who sent it.
+            reason: What is wrong with it.
+        """
+        self.counters[f"{sensor}: malformed"] += 1
+        if sensor in self._state.tracks:
+            self._state.tracks[sensor].fault = f"malformed, {reason}"
 
     def flush(self) -> list[SensorFrame]:
-        """Emit the open group, if any, without waiting."""
-        state, cameras = self._state, self._config.cameras
-        if not state.group:
-            return []
-        newest = max(state.group.values(), key=lambda message: message.stamp_ns)
-        reference = state.group.get(LIDAR, newest)
-        frame = SensorFrame(
-            stamp_ns=reference.stamp_ns,
-            T_global_ego=reference.T_global_ego,
-            images={name: state.images[name] for name in cameras if name in state.images},
-            sweeps=tuple(state.sweeps),
-            calibration=self._calibration,
-            missing={n: "no data yet" for n in (*cameras, LIDAR) if n not in state.last_ns},
-        )
-        state.group = {}
-        state.opened_ns = None
-        state.emitted_ns = reference.stamp_ns
-        return [frame]
+        """Emit what has not been in a frame yet, without waiting."""
+        frames = []
+        while any(
+            track.used_ns is None or message.stamp_ns > track.used_ns
+            for track in self._state.tracks.values()
+            for message in track.candidates.values()
+        ):
+            frames.append(self._emit())
+        return frames
 
     def _nothing(self) -> _State:
-        return _State(sweeps=deque(maxlen=self._config.max_sweeps))
+        offset_of = self._config.offset_of
+        return _State(tracks={name: _Track(offset_ns=offset_of(name)) for name in self._sensors})
 
-    def _store(self, sensor: str, message: SensorMessage) -> None:
-        state = self._state
-        state.last_ns[sensor] = message.stamp_ns
-        if isinstance(message, CameraImage):
-            state.images[sensor] = message
+    def _now_ns(self) -> int:
+        """Time; there is one as soon as it has been set."""
+        return self._state.now_ns or 0
+
+    def _set_time(self, now_ns: int) -> list[SensorFrame]:
+        """Go on to a time, or start over if that is too far away."""
+        state, config, frames = self._state, self._config, []
+        is_back = state.now_ns is not None and now_ns < state.now_ns - JUMP_NS
+        had_instant = state.instant_ns is not None
+        if is_back or (
+            state.instant_ns is not None and now_ns > state.instant_ns + config.wait_ns + JUMP_NS
+        ):
+            self.counters["time jumped back" if is_back else "time jumped ahead"] += 1
+            frames = self.flush()
+            # Frames go on, empty ones too, until the first message says where they belong.
+            self._state = self._nothing()
+            self._state.now_ns = now_ns
+            self._state.instant_ns = now_ns if had_instant else None
+        elif state.now_ns is None or now_ns > state.now_ns:
+            state.now_ns = now_ns
+        return frames
+
+    def _emit_due(self, now_ns: int) -> list[SensorFrame]:
+        frames = []
+        while (deadline_ns := self.deadline_ns) is not None and now_ns >= deadline_ns:
+            frames.append(self._emit())
+        return frames
+
+    def _store(self, sensor: str, message: SensorMessage, now_ns: int) -> str | None:
+        """Put a message where its frame will find it; give the reason if it is dropped."""
+        state, config, track = self._state, self._config, self._state.tracks[sensor]
+        stamp_ns, period_ns, window_ns = message.stamp_ns, config.period_ns, config.window_ns
+        if stamp_ns > now_ns + config.max_ahead_ns:
+            return "early"
+        instant_ns = state.instant_ns
+        if instant_ns is None or not state.has_sample:
+            instant_ns = stamp_ns - track.offset_ns
+            if instant_ns < now_ns - config.wait_ns - window_ns:
+                return "stale"  # no frame that goes out now or later can use it
+            state.instant_ns, state.has_sample = instant_ns, True
+        if stamp_ns in track.recent_ns:
+            return "duplicate"
+        error_ns = stamp_ns - track.offset_ns - instant_ns
+        if error_ns < -window_ns:
+            waited_ns = instant_ns - period_ns + config.wait_ns
+            if abs(error_ns + period_ns) <= window_ns and now_ns <= waited_ns:
+                track.num_missed = 0  # the last frame would have had it, had it waited
+            if error_ns <= -period_ns:
+                return "late" if error_ns >= -period_ns - window_ns else "stale"
         else:
-            state.sweeps.appendleft(message)
-        if state.emitted_ns is None or message.stamp_ns > state.emitted_ns:
-            state.group[sensor] = message
-            if state.opened_ns is None:
-                state.opened_ns = message.stamp_ns
+            frames_ahead = max(0, -((window_ns - error_ns) // period_ns))
+            index = state.index + frames_ahead
+            if error_ns - frames_ahead * period_ns >= -window_ns:
+                held = track.candidates.get(index)
+                if held is not None and held.stamp_ns > stamp_ns:
+                    return "out of order"
+                track.candidates[index] = message
+        track.recent_ns.append(stamp_ns)
+        if isinstance(message, LidarSweep):
+            bisect.insort(state.sweeps, message, key=lambda sweep: sweep.stamp_ns)
+            del state.sweeps[: -2 * config.max_sweeps]
+        return None
 
-    def _close_if_due(self) -> list[SensorFrame]:
-        deadline_ns, now_ns = self.deadline_ns, self._state.now_ns
-        if deadline_ns is None or now_ns is None or now_ns < deadline_ns:
-            return []
-        return self.flush()
+    def _emit(self) -> SensorFrame:
+        """Make the next frame of what there is."""
+        state = self._state
+        instant_ns = state.instant_ns or 0
+        found = {
+            name: track.candidates[state.index]
+            for name, track in state.tracks.items()
+            if state.index in track.candidates
+        }
+        images = {n: message for n, message in found.items() if isinstance(message, CameraImage)}
+        stamp_ns, reference = self._reference(found, images, instant_ns)
+        frame = SensorFrame(
+            stamp_ns=stamp_ns,
+            T_global_ego=None if reference is None else reference.T_global_ego,
+            images=images,
+            sweeps=self._sweeps(found.get(LIDAR)),
+            calibration=self._calibration,
+            missing={
+                name: _why_missing(track)
+                for name, track in state.tracks.items()
+                if name not in found
+            },
+            calibration_epoch=self._calibration_epoch,
+        )
+        state.stamp_ns = stamp_ns
+        state.instant_ns = instant_ns + self._config.period_ns
+        state.index += 1
+        for track in state.tracks.values():
+            self._move_on(track, state.index, state.instant_ns)
+        return frame
+
+    def _reference(
+        self,
+        found: Mapping[str, SensorMessage],
+        images: Mapping[str, CameraImage],
+        instant_ns: int,
+    ) -> tuple[int, SensorMessage | None]:
+        """Stamp of a frame, and the message that has it, if any."""
+        last_ns = self._state.stamp_ns
+        newest = max(images.values(), key=lambda image: image.stamp_ns, default=None)
+        for message in (found.get(LIDAR), newest):
+            if message is not None and (last_ns is None or message.stamp_ns > last_ns):
+                return message.stamp_ns, message
+        return instant_ns if last_ns is None else max(instant_ns, last_ns + 1), None
+
+    def _sweeps(self, newest: SensorMessage | None) -> tuple[LidarSweep, ...]:
+        """The LiDAR's message and those before it, newest first."""
+        if not isinstance(newest, LidarSweep):
+            return ()
+        older = [sweep for sweep in self._state.sweeps if sweep.stamp_ns < newest.stamp_ns]
+        return (newest, *reversed(older))[: self._config.max_sweeps]
+
+    def _move_on(self, track: _Track, index: int, instant_ns: int) -> None:
+        """Note that a frame has gone out; its message stays for the next while it is usable."""
+        track.fault = ""
+        message = track.candidates.pop(index - 1, None)
+        if message is None:
+            track.num_missed += 1
+            return
+        track.num_missed = 0
+        track.used_ns = message.stamp_ns
+        oldest_ns = instant_ns + track.offset_ns - self._config.window_ns
+        if message.stamp_ns >= oldest_ns:
+            track.candidates.setdefault(index, message)
+
+
+def _why_missing(track: _Track) -> str:
+    if track.fault:
+        return f"message dropped: {track.fault}"
+    return "no data in time" if track.recent_ns else "no data yet"
