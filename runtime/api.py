@@ -11,32 +11,43 @@ from perception.messages import (
     Detections,
     LidarSweep,
     MapMask,
+    Mode,
     PerceptionResult,
     SensorFrame,
     SensorMessage,
 )
+from perception.taxonomy import LIDAR
+from runtime.calibration_epochs import CalibrationEpochs, same_calibration
 from runtime.calibration_file import read_calibration, write_calibration
 from runtime.ego_motion import EgoPoseBuffer
 from runtime.engines.selection import open_engine
-from runtime.latency import LatencyRecorder
+from runtime.ladder import Ladder
+from runtime.latency import LatencyRecorder, LatencySummary
 from runtime.pipeline import Pipeline
+from runtime.self_test import SelfTestReport, self_test
 from runtime.synchronizer import Synchronizer, SynchronizerConfig
 
 __all__ = [
+    "LIDAR",
     "Bundle",
     "Calibration",
+    "CalibrationEpochs",
     "CameraCalibration",
     "CameraImage",
     "Detections",
     "EgoPoseBuffer",
     "InputError",
+    "Ladder",
     "LatencyRecorder",
+    "LatencySummary",
     "LidarSweep",
     "MapMask",
     "MissingFile",
+    "Mode",
     "NuScenesLog",
     "PerceptionResult",
     "Pipeline",
+    "SelfTestReport",
     "SensorFrame",
     "SensorMessage",
     "Synchronizer",
@@ -46,6 +57,8 @@ __all__ = [
     "quaternion_from_transform",
     "read_calibration",
     "run_command",
+    "same_calibration",
+    "self_test",
     "transform_from_quaternion",
     "write_calibration",
 ]
