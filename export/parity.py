@@ -9,11 +9,9 @@ import torch
 from jaxtyping import Bool, Float32
 
 from export.deploy_graph import DeployGraph
-from perception.bundle import Bundle
 from perception.geometry import boxes as box_geometry
 from perception.model_inputs import TENSOR_NAMES, ModelInputs
-from runtime.engines.base import OUTPUT_NAMES, ModelOutputs
-from runtime.engines.onnx_engine import OnnxEngine
+from runtime.engines.base import OUTPUT_NAMES, Engine, ModelOutputs
 
 MAX_ERROR = {
     "scores": 1e-4,
@@ -91,9 +89,8 @@ class ParityReport:
         return "\n".join(lines)
 
 
-def compare(graph: DeployGraph, bundle: Bundle, frames: Sequence[ModelInputs]) -> ParityReport:
+def compare(graph: DeployGraph, engine: Engine, frames: Sequence[ModelInputs]) -> ParityReport:
     """Run both on each frame and keep the largest difference of each output."""
-    engine = OnnxEngine(bundle)
     errors = dict.fromkeys(MAX_ERROR, 0.0)
     num_boxes = num_matched = num_ties = 0
     for frame in frames:

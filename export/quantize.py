@@ -43,6 +43,7 @@ from perception.errors import InputError, positive_int, run_command
 from perception.model_card import ModelCard, Precision
 from perception.model_inputs import ModelInputs, prepare_frame
 from runtime.engines.onnx_engine import OnnxEngine
+from runtime.self_test import write_golden
 from training.splits import split_tokens
 
 REPORT_FILE, TABLE_FILE = "precision.json", "precision.md"
@@ -160,7 +161,7 @@ def convert_bundle(
             source_model=model_digest(source),
             environment=provenance.environment(),
         )
-        _write(folder, source, result, report)
+        _write(folder, source, result, report, frames.check[0])
     return report
 
 
@@ -230,14 +231,22 @@ def _writing(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _write(folder: Path, source: Bundle, model: onnx.ModelProto, report: PrecisionReport) -> None:
+def _write(
+    folder: Path,
+    source: Bundle,
+    model: onnx.ModelProto,
+    report: PrecisionReport,
+    golden: ModelInputs,
+) -> None:
     card = dataclasses.replace(source.card, precision=report.precision)
     atomic_file.write_bytes(folder / MODEL_FILE, model.SerializeToString())
     atomic_file.write_text(folder / CARD_FILE, json_codec.to_json(card))
     atomic_file.write_text(folder / REPORT_FILE, json_codec.to_json(report))
     atomic_file.write_text(folder / TABLE_FILE, report.markdown())
     write_manifest(folder)
-    OnnxEngine(load_bundle(folder))  # refuses a graph that is not the card's
+    engine = OnnxEngine(load_bundle(folder))  # refuses a graph that is not the card's
+    write_golden(folder, golden, engine.run(golden))
+    write_manifest(folder)
 
 
 def _arguments() -> argparse.Namespace:

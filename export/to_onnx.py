@@ -1,7 +1,8 @@
 """Export a run: `python export/to_onnx.py RUN --out BUNDLE`.
 
-The bundle holds one `model.onnx`, `model_card.json`, `parity.json` and a manifest with the digest
-of each. The command prints a parity table and fails when an output is out of bounds.
+The bundle holds one `model.onnx`, `model_card.json`, `parity.json`, `golden.npz` for the self-test
+and a manifest with the digest of each. The command prints a parity table and fails when an output
+is out of bounds.
 """
 
 import argparse
@@ -37,6 +38,8 @@ from perception.model_card import BOX_COLUMNS, FORMAT_VERSION, ModelCard, Tensor
 from perception.model_inputs import TENSOR_NAMES, ModelInputs
 from perception.models.sparse_encoder import SparseEncoderConfig
 from perception.taxonomy import DETECTION_CLASSES
+from runtime.engines.onnx_engine import OnnxEngine
+from runtime.self_test import write_golden
 
 PARITY_FILE = "parity.json"
 VARIABLE_AXES = {
@@ -101,7 +104,8 @@ def export_checkpoint(
         atomic_file.write_text(folder / CARD_FILE, json_codec.to_json(card))
         write_manifest(folder)
         stages = compare_stages(graph, model, compared)
-        report = parity.compare(graph, load_bundle(folder), compared)
+        engine = OnnxEngine(load_bundle(folder))
+        report = parity.compare(graph, engine, compared)
         sys.stdout.write(f"{stages.table()}\n\n{report.table()}\n")
         if not (stages.passed and report.passed):
             raise InputError(
@@ -111,6 +115,8 @@ def export_checkpoint(
         figures = {**dataclasses.asdict(report), "stages": dataclasses.asdict(stages)}
         text = json.dumps(figures, indent=2)
         atomic_file.write_text(folder / PARITY_FILE, text + "\n")
+        golden = noise if levels is None else with_sparse_tables(noise, levels)
+        write_golden(folder, golden, engine.run(golden))
         write_manifest(folder)
     return report
 

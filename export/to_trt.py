@@ -290,7 +290,7 @@ def try_engine(bundle: Bundle, precision: Precision) -> str:
     reference = OnnxEngine(bundle)
     with contextlib.closing(tensorrt_engine.TensorrtEngine(bundle)) as engine:
         agreement = trt_check.compare(engine, reference, bundle.card, precision)
-        return f"{engine.description}: on noise, {agreement}"
+        return f"{engine.description}: against ONNX Runtime on noise, {agreement}"
 
 
 if __name__ == "__main__":

@@ -5,86 +5,15 @@ a short frame lies what a long one left, and a long one comes after a short one.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-import numpy as np
-from jaxtyping import Bool
 
 from export.parity_frames import noise_frame, with_missing_sensors
 from perception.errors import InputError
-from perception.geometry import boxes as box_geometry
 from perception.geometry.sparse_tables import build_sparse_tables
 from perception.model_card import ModelCard
 from perception.model_inputs import ModelInputs
-from runtime.engines.base import OUTPUT_NAMES, Engine, EngineError, ModelOutputs
+from runtime.agreement import BOUNDS, Agreement, frame_agreement, non_finite
+from runtime.engines.base import Engine, EngineError
 from runtime.engines.engine_manifest import Precision
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """Largest differences that are allowed."""
-
-    scores: float
-    """Of a score."""
-    map_prob: float
-    """Of a map probability; the mean over the map may be a tenth of it."""
-    boxes: float
-    """Of a box's columns [m, rad, m/s]; of sizes above 1 m the share."""
-    found_share: float
-    """Least share of the boxes that are found again: rounding decides which of two neighbours that
-    are nearly alike comes out."""
-
-    @property
-    def tie(self) -> float:
-        """Boxes so close in score to the last one kept may come out or not."""
-        return self.scores / 10
-
-
-BOUNDS: Mapping[Precision, Bounds] = {
-    "fp32": Bounds(scores=1e-3, map_prob=1e-3, boxes=0.01, found_share=0.9),
-    "fp16": Bounds(scores=0.03, map_prob=0.1, boxes=0.2, found_share=0.5),
-    "int8": Bounds(scores=0.1, map_prob=0.3, boxes=0.5, found_share=0.5),
-}
-"""By the engine's precision. Wide enough for rounding, far below what a wrong engine shows: what
-precision costs is told by `export/accuracy.py`. Source: ours."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """The comparison over all frames."""
-
-    scores: float
-    """Largest difference of a score."""
-    map_prob: float
-    """Largest difference of a map probability."""
-    map_mean: float
-    """Mean difference of a frame's map probabilities, largest of all frames."""
-    num_found: int
-    """Boxes of ONNX Runtime that the engine has, too."""
-    num_boxes: int
-    """Boxes of ONNX Runtime that no tie with the last one decides."""
-
-    def fault(self, bounds: Bounds) -> str | None:
-        """What is out of bounds, in words; None where nothing is."""
-        if not self.scores <= bounds.scores:
-            return f"a score is off by {self.scores:.1e}, allowed is {bounds.scores:g}"
-        if not (self.map_prob <= bounds.map_prob and self.map_mean <= bounds.map_prob / 10):
-            return (
-                f"map_prob is off by {self.map_prob:.1e} and by {self.map_mean:.1e} in the mean, "
-                f"allowed is {bounds.map_prob:g} and a tenth of it"
-            )
-        if self.num_found < bounds.found_share * self.num_boxes:
-            return f"only {self.num_found} of {self.num_boxes} boxes are those of ONNX Runtime"
-        return None
-
-    def __str__(self) -> str:
-        """One line."""
-        return (
-            f"the largest difference to ONNX Runtime is {self.scores:.1e} of a score, "
-            f"{self.map_prob:.1e} of a map probability; {self.num_found} of {self.num_boxes} boxes "
-            "found again"
-        )
 
 
 def check_frames(card: ModelCard) -> list[ModelInputs]:
@@ -117,7 +46,7 @@ def compare(engine: Engine, reference: Engine, card: ModelCard, precision: Preci
         except EngineError as error:
             raise _refusal(index, f"it fails ({error})") from error
         agreement = frame_agreement(expected, got, bounds)
-        fault = _non_finite(got) or agreement.fault(bounds)
+        fault = non_finite(got) or agreement.fault(bounds)
         if fault is not None:
             raise _refusal(index, fault)
         per_frame.append(agreement)
@@ -128,45 +57,6 @@ def compare(engine: Engine, reference: Engine, card: ModelCard, precision: Preci
         num_found=sum(a.num_found for a in per_frame),
         num_boxes=sum(a.num_boxes for a in per_frame),
     )
-
-
-def frame_agreement(expected: ModelOutputs, got: ModelOutputs, bounds: Bounds) -> Agreement:
-    """Compare one frame; scores by rank, because equal ones come in any order."""
-    is_compared = expected.scores > expected.scores.min(initial=1.0) + bounds.tie
-    is_found = found_again(expected, got, bounds)
-    map_errors = np.abs(got.map_prob - expected.map_prob)
-    return Agreement(
-        scores=float(np.abs(np.sort(got.scores) - np.sort(expected.scores)).max(initial=0.0)),
-        map_prob=float(map_errors.max(initial=0.0)),
-        map_mean=float(map_errors.mean()) if map_errors.size else 0.0,
-        num_found=int((is_found & is_compared).sum()),
-        num_boxes=int(is_compared.sum()),
-    )
-
-
-def found_again(
-    expected: ModelOutputs, got: ModelOutputs, bounds: Bounds
-) -> Bool[np.ndarray, " k"]:
-    """Which expected boxes the engine has, too, with class and score; each is used once."""
-    difference = expected.boxes_ego[:, None].astype(np.float64) - got.boxes_ego[None]
-    difference[..., box_geometry.YAW] = box_geometry.wrap_angle(difference[..., box_geometry.YAW])
-    sizes = expected.boxes_ego[:, None, box_geometry.SIZE]
-    difference[..., box_geometry.SIZE] /= np.maximum(1.0, sizes)  # exp of what the network says
-    difference = np.abs(difference).max(axis=-1)
-    difference[expected.labels[:, None] != got.labels[None]] = np.inf
-    difference[np.abs(expected.scores[:, None] - got.scores[None]) > bounds.scores] = np.inf
-    is_found = np.zeros(len(expected.scores), bool)
-    for k in range(len(is_found)):
-        j = int(difference[k].argmin())
-        if difference[k, j] <= bounds.boxes:
-            is_found[k] = True
-            difference[:, j] = np.inf
-    return is_found
-
-
-def _non_finite(outputs: ModelOutputs) -> str | None:
-    names = [name for name in OUTPUT_NAMES if not np.isfinite(getattr(outputs, name)).all()]
-    return f"its {', '.join(names)} is not finite" if names else None
 
 
 def _refusal(index: int, fault: str) -> InputError:

@@ -12,6 +12,8 @@ from perception.model_card import ModelCard
 MODEL_FILE = "model.onnx"
 CARD_FILE = "model_card.json"
 MANIFEST_FILE = "manifest.json"
+GOLDEN_FILE = "golden.npz"
+"""One input and its expected output: what `runtime/self_test.py` runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,8 @@ class Bundle:
     card: ModelCard
     digest: str
     """sha256 of the manifest: names the bundle in logs and results."""
+    files: tuple[str, ...]
+    """What the manifest lists; whatever else lies in the folder is none of the bundle's."""
 
     @property
     def model_path(self) -> Path:
@@ -70,7 +74,7 @@ def load_bundle(path: Path) -> Bundle:
                 "file was changed or damaged, export the bundle again."
             )
     card = json_codec.from_json(ModelCard, (path / CARD_FILE).read_text(), str(path / CARD_FILE))
-    return Bundle(path=path, card=card, digest=_sha256(manifest_path))
+    return Bundle(path=path, card=card, digest=_sha256(manifest_path), files=tuple(expected))
 
 
 def _sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
 """From a sensor frame to the network's input tensors: the same code in training and in the car."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from perception.geometry.depth_image import depth_image
 from perception.geometry.image_crop import ImageCrop
 from perception.geometry.pool_table import PoolTable, PoolTableCache, pool_table
 from perception.input_spec import InputSpec
-from perception.messages import SensorFrame
+from perception.messages import Calibration, SensorFrame
 from perception.taxonomy import LIDAR
 from perception.usable_data import camera_fault, frame_points, motion, sensor_faults
 
@@ -229,8 +229,16 @@ def camera_rig(
 ) -> CameraRig:
     """The rig of a frame's usable cameras."""
     change = augmentation or PlainCut(image=spec.image)
-    usable = (camera for camera in spec.cameras if camera_fault(frame, camera, spec) is None)
-    return _camera_rig(frame, spec, tuple(usable), change, compensate_ego_motion=True)
+    usable = [camera for camera in spec.cameras if camera_fault(frame, camera, spec) is None]
+    return _camera_rig(frame, spec, usable, change, compensate_ego_motion=True)
+
+
+def calibrated_rig(
+    calibration: Calibration, spec: InputSpec, cameras: Collection[str]
+) -> CameraRig:
+    """The rig of some cameras as they are mounted: that of a frame without ego motion."""
+    still = {camera: np.eye(4) for camera in spec.cameras if camera in cameras}
+    return _rig(calibration, still, spec, PlainCut(image=spec.image))
 
 
 def rig_depth_images(
@@ -248,19 +256,33 @@ def rig_depth_images(
 def _camera_rig(
     frame: SensorFrame,
     spec: InputSpec,
-    cameras: tuple[str, ...],
+    used: Collection[str],
     change: FrameAugmentation,
     compensate_ego_motion: bool,
 ) -> CameraRig:
+    now = frame.T_global_ego if compensate_ego_motion else None
+    moved = {
+        camera: motion(now, frame.images[camera].T_global_ego)
+        for camera in spec.cameras
+        if camera in used
+    }
+    return _rig(frame.calibration, moved, spec, change)
+
+
+def _rig(
+    calibration: Calibration,
+    T_ego_now_ego_then: Mapping[str, Float64[np.ndarray, "4 4"]],
+    spec: InputSpec,
+    change: FrameAugmentation,
+) -> CameraRig:
+    """The cameras that a motion is given for."""
     K_img_aug: list[np.ndarray | None] = [None] * len(spec.cameras)
     T_ego_cam: list[np.ndarray | None] = [None] * len(spec.cameras)
-    for index, camera in enumerate(spec.cameras):
-        if camera in cameras:
-            calibration = frame.calibration.cameras[camera]
-            A = change.A_img_aug_img(camera, calibration.width_px, calibration.height_px)
-            K_img_aug[index] = A @ calibration.K_cam
-            then = frame.images[camera].T_global_ego if compensate_ego_motion else None
-            T_ego_cam[index] = motion(frame.T_global_ego, then) @ calibration.T_ego_cam
+    for camera, T in T_ego_now_ego_then.items():
+        index, mounted = spec.cameras.index(camera), calibration.cameras[camera]
+        A = change.A_img_aug_img(camera, mounted.width_px, mounted.height_px)
+        K_img_aug[index] = A @ mounted.K_cam
+        T_ego_cam[index] = T @ mounted.T_ego_cam
     return CameraRig(K_img_aug=tuple(K_img_aug), T_ego_cam=tuple(T_ego_cam))
 
 

@@ -96,11 +96,29 @@ def read_calibration(path: Path) -> Calibration:
     )
 
 
+def check_calibration(calibration: Calibration, where: str) -> None:
+    """Look at a rig that comes from elsewhere as `read_calibration` looks at a file's.
+
+    Args:
+        calibration: The rig.
+        where: Its origin, for the message.
+
+    Raises:
+        InputError: As `read_calibration`.
+    """
+    _transform(calibration.T_ego_lidar, f"{where}: T_ego_lidar")
+    for name, camera in calibration.cameras.items():
+        _intrinsics(camera.K_cam, f"{where}: K_cam of {name}")
+        _transform(camera.T_ego_cam, f"{where}: T_ego_cam of {name}")
+        _size(camera.width_px, f"{where}: width_px of {name}")
+        _size(camera.height_px, f"{where}: height_px of {name}")
+
+
 def _rows(matrix: np.ndarray) -> Matrix:
     return tuple(tuple(float(value) for value in row) for row in matrix)
 
 
-def _matrix(rows: Sequence[Sequence[float]], size: int, where: str) -> np.ndarray:
+def _matrix(rows: Sequence[Sequence[float]] | np.ndarray, size: int, where: str) -> np.ndarray:
     if len(rows) != size or any(len(row) != size for row in rows):
         raise InputError(
             f"{where} has rows of {[len(row) for row in rows]} values, expected {size} x {size}."
@@ -111,7 +129,7 @@ def _matrix(rows: Sequence[Sequence[float]], size: int, where: str) -> np.ndarra
     return matrix
 
 
-def _transform(rows: Sequence[Sequence[float]], where: str) -> np.ndarray:
+def _transform(rows: Sequence[Sequence[float]] | np.ndarray, where: str) -> np.ndarray:
     T = _matrix(rows, 4, where)
     R = T[:3, :3]
     with np.errstate(over="ignore", invalid="ignore"):  # numbers near 1e308
@@ -126,7 +144,7 @@ def _transform(rows: Sequence[Sequence[float]], where: str) -> np.ndarray:
     return T
 
 
-def _intrinsics(rows: Sequence[Sequence[float]], where: str) -> np.ndarray:
+def _intrinsics(rows: Sequence[Sequence[float]] | np.ndarray, where: str) -> np.ndarray:
     K = _matrix(rows, 3, where)
     if K[0, 0] <= 0 or K[1, 1] <= 0:
         raise InputError(

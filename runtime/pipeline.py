@@ -14,7 +14,12 @@ from perception.geometry import boxes
 from perception.geometry.pool_table import PoolTableCache
 from perception.geometry.sparse_tables import build_sparse_tables
 from perception.messages import Calibration, Detections, MapMask, PerceptionResult, SensorFrame
-from perception.model_inputs import ModelInputs, prepare_frame
+from perception.model_inputs import (
+    ModelInputs,
+    calibrated_rig,
+    prepare_frame,
+    rig_pool_table,
+)
 from runtime.engines.base import Engine, EngineError, ModelOutputs
 from runtime.engines.onnx_engine import OnnxEngine
 
@@ -35,6 +40,7 @@ class Pipeline:
         num_threads: int = 0,
         score_threshold: float = 0.0,
         engine: Engine | None = None,
+        compensate_ego_motion: bool = True,
     ) -> None:
         """Open the engine.
 
@@ -43,6 +49,8 @@ class Pipeline:
             num_threads: Threads within the engine; 0 for one per core.
             score_threshold: Boxes below this score are left out, 0..1.
             engine: What runs the graph; ONNX Runtime by default.
+            compensate_ego_motion: Whether a camera's pose counts the car's way between the image's
+                stamp and the frame's. Without, the pool table changes with the calibration only.
 
         Raises:
             InputError: A number is out of range, or the engine refuses the bundle.
@@ -55,6 +63,8 @@ class Pipeline:
         """frames, frames_without_sensor, engine_failures, dropped_boxes, dropped_pillars,
         dropped_voxels (beyond the capacity of a sparse encoder's level), bad_map_cells."""
         self._score_threshold = score_threshold
+        self._compensate_ego_motion = compensate_ego_motion
+        self._newest_cameras: tuple[str, ...] = bundle.card.inputs.cameras
         self._pool_tables = PoolTableCache()
         # One thread sorts points while this one cuts images: the split that two cores gain from.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
@@ -90,21 +100,48 @@ class Pipeline:
             ) from error
         return (time.perf_counter() - start) * 1e3
 
+    def prepare_calibration(self, calibration: Calibration) -> None:
+        """Make the pool table of a rig that frames will have later; another thread may call this.
+
+        It is made for all cameras and for those of the newest frame. Where ego motion moves the
+        cameras, each frame makes its own.
+
+        Raises:
+            ValueError: An image of this calibration cannot be cut for the network, or has
+                intrinsics without an inverse.
+        """
+        spec = self.bundle.card.inputs
+        for cameras in {tuple(calibration.cameras), self._newest_cameras}:
+            known = [camera for camera in cameras if camera in calibration.cameras]
+            rig_pool_table(
+                calibrated_rig(calibration, spec, known), spec, np.eye(4), self._pool_tables
+            )
+
     def process(self, frame: SensorFrame) -> PerceptionResult:
         """Compute one frame; never raises for what a sensor or the network gives.
 
-        `stage_ms` has "preprocess", "engine" and "postprocess"; a stage that was not reached is 0.
+        `stage_ms` has "preprocess", "engine" and "postprocess", one after the other; a stage that
+        was not reached is 0. "preprocess/..." are parts of the first, some side by side.
         """
         self.counters["frames"] += 1
         start = time.perf_counter()
         spec = self.bundle.card.inputs
-        prepared = prepare_frame(frame, spec, self._pool, tables=self._pool_tables)
+        prepared = prepare_frame(
+            frame,
+            spec,
+            self._pool,
+            tables=self._pool_tables,
+            images_out=self.engine.input_buffer("images"),
+            compensate_ego_motion=self._compensate_ego_motion,
+        )
         inputs = self._with_tables(prepared.inputs)
+        self._newest_cameras = tuple(c for c in spec.cameras if c in prepared.sensors_used)
         self.counters["dropped_pillars"] += prepared.num_dropped_pillars
         stage_ms = {
             "preprocess": (time.perf_counter() - start) * 1e3,
             "engine": 0.0,
             "postprocess": 0.0,
+            **{f"preprocess/{part}": ms for part, ms in prepared.part_ms.items()},
         }
         if not prepared.sensors_used:
             self.counters["frames_without_sensor"] += 1
@@ -112,7 +149,7 @@ class Pipeline:
 
         start = time.perf_counter()
         try:
-            outputs = self._checked(self.engine.run(inputs))
+            outputs = self.checked(self.engine.run(inputs))
         except EngineError as error:
             self.counters["engine_failures"] += 1
             stage_ms["engine"] = (time.perf_counter() - start) * 1e3
@@ -128,7 +165,7 @@ class Pipeline:
 
     def _run_engine(self, frame: SensorFrame) -> None:
         prepared = prepare_frame(frame, self.bundle.card.inputs)
-        self._checked(self.engine.run(self._with_tables(prepared.inputs)))
+        self.checked(self.engine.run(self._with_tables(prepared.inputs)))
 
     def _with_tables(self, inputs: ModelInputs) -> ModelInputs:
         """Add what a sparse encoder takes; voxels for which there is no room are left out."""
@@ -139,8 +176,12 @@ class Pipeline:
         self.counters["dropped_voxels"] += sum(tables.num_dropped)
         return dataclasses.replace(inputs, sparse_tables=tables.by_name)
 
-    def _checked(self, outputs: ModelOutputs) -> ModelOutputs:
-        """Shapes that the graph leaves open are only known now."""
+    def checked(self, outputs: ModelOutputs) -> ModelOutputs:
+        """The same outputs; shapes that the graph leaves open are only known now.
+
+        Raises:
+            EngineError: They are not the model card's.
+        """
         card = self.bundle.card
         num = len(outputs.scores)
         map_shape = (len(card.map_classes), card.map_grid.ny, card.map_grid.nx)
@@ -205,4 +246,6 @@ class Pipeline:
             sensors_used=used,
             sensors_missing=missing,
             stage_ms=stage_ms,
+            calibration_epoch=frame.calibration_epoch,
+            bundle_digest=self.bundle.digest,
         )

@@ -15,6 +15,7 @@ network. Geometry is in float64; the runs are sorted, so that the pooled sum has
 
 import hashlib
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -125,10 +126,11 @@ class PoolTableCache:
     """The newest tables by name: a rig that stands still needs its table once.
 
     Odometry moves the cameras a little in every frame, and with them the table; without odometry,
-    or where a calibration stays, the same comes again and again. Not for use by several threads.
+    or where a calibration stays, the same comes again and again. One thread may build what another
+    will ask for: no thread waits for a table that is not its own.
     """
 
-    def __init__(self, size: int = 4) -> None:
+    def __init__(self, size: int = 8) -> None:
         """Start empty.
 
         Args:
@@ -136,6 +138,7 @@ class PoolTableCache:
         """
         self._size = size
         self._tables: OrderedDict[str, PoolTable] = OrderedDict()
+        self._lock = threading.Lock()
 
     def table(
         self,
@@ -149,12 +152,15 @@ class PoolTableCache:
         """The table of these arguments, built only where it is not kept; not to be changed."""
         arguments = (frustum, grid, feature_height, feature_width, K_img_aug, T_ego_cam)
         key = table_key(*arguments)
-        if key not in self._tables:
-            self._tables[key] = pool_table(*arguments)
+        with self._lock:
+            kept = self._tables.get(key)
+        made = pool_table(*arguments) if kept is None else kept
+        with self._lock:
+            self._tables[key] = made
+            self._tables.move_to_end(key)
             if len(self._tables) > self._size:
                 self._tables.popitem(last=False)
-        self._tables.move_to_end(key)
-        return self._tables[key]
+        return made
 
 
 def table_fault(

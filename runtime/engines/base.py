@@ -8,6 +8,7 @@ from jaxtyping import Float32, Int64
 
 from perception.geometry.pool_table import table_fault
 from perception.input_spec import InputSpec
+from perception.model_card import Precision
 from perception.model_inputs import ModelInputs
 
 
@@ -57,6 +58,18 @@ class Engine(Protocol):
     @property
     def description(self) -> str:
         """Library, version and settings in one line, for logs and results."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """What the layers with weights compute in: says how far answers may be from the golden."""
+        ...
+
+    def input_buffer(self, name: str) -> np.ndarray | None:
+        """Memory that an input is read from, for who writes it in place; None where there is none.
+
+        It is the caller's until `run`, and again after it.
+        """
         ...
 
     def run(self, inputs: ModelInputs) -> ModelOutputs:

@@ -6,7 +6,6 @@ silent about the rest; here each has its own sentence.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,10 +82,9 @@ def load_engine(bundle: Bundle, here: Platform, plugin: Path | None = None) -> C
         InputError: There is none, or one that must not run; the sentence says which of them.
     """
     folder = bundle.path
-    listed = _listed_files(bundle)
     build = f"build it with 'python export/to_trt.py {folder}'"
     for name in (ENGINE_FILE, ENGINE_CARD_FILE):
-        if name not in listed:
+        if name not in bundle.files:
             lies_there = "holds an unlisted" if (folder / name).exists() else "has no"
             raise InputError(f"{folder} {lies_there} {name} (see its {MANIFEST_FILE}): {build}.")
     text = (folder / ENGINE_CARD_FILE).read_text(errors="replace")
@@ -114,10 +112,6 @@ def file_sha256(path: Path) -> str:
     return sha256(path.read_bytes())
 
 
-def _listed_files(bundle: Bundle) -> set[str]:
-    return set(json.loads((bundle.path / MANIFEST_FILE).read_text())["files"])
-
-
 def _plugin_path(bundle: Bundle, manifest: EngineManifest, given: Path | None) -> Path | None:
     if manifest.plugin_sha256 is None:
         return None
@@ -127,7 +121,7 @@ def _plugin_path(bundle: Bundle, manifest: EngineManifest, given: Path | None) -
             f"{path} is missing, which this engine's BEV pool needs: name the plugin library, or "
             f"build the engine again with 'python export/to_trt.py {bundle.path}'."
         )
-    if given is None and PLUGIN_FILE not in _listed_files(bundle):
+    if given is None and PLUGIN_FILE not in bundle.files:
         raise InputError(
             f"{path} is not in the bundle's {MANIFEST_FILE}, so it is not loaded: build the engine "
             f"again with 'python export/to_trt.py {bundle.path}'."

@@ -1,13 +1,15 @@
-"""The exported graph on ONNX Runtime's CPU provider."""
+"""The exported graph on ONNX Runtime, on the CPU or on an NVIDIA GPU."""
 
 import types
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from perception import native
 from perception.bundle import Bundle
 from perception.errors import InputError
-from perception.model_card import TensorSpec
+from perception.model_card import Precision, TensorSpec
 from perception.model_inputs import ModelInputs
 from runtime.engines.base import OUTPUT_NAMES, EngineError, ModelOutputs, check_pool_table
 
@@ -28,6 +30,10 @@ BevPoolForm = Literal["auto", "native", "function"]
 """How the BEV pool is computed: by the compiled kernel ("native"), by the standard operators that
 the model file carries ("function": slower, needs nothing), or natively where that can be had."""
 
+Provider = Literal["cpu", "cuda"]
+"""Where ONNX Runtime computes. On a GPU the compiled BEV pool stays on the CPU."""
+
+_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 COMPILED = "compiled"
 """How the description of the compiled pool begins."""
@@ -41,7 +47,11 @@ class OnnxEngine:
     """
 
     def __init__(
-        self, bundle: Bundle, num_threads: int = 0, bev_pool: BevPoolForm = "auto"
+        self,
+        bundle: Bundle,
+        num_threads: int = 0,
+        bev_pool: BevPoolForm = "auto",
+        provider: Provider = "cpu",
     ) -> None:
         """Open the model.
 
@@ -49,19 +59,25 @@ class OnnxEngine:
             bundle: Model and card.
             num_threads: Threads of one operator; 0 for one per core.
             bev_pool: Which form of the BEV pool runs; `description` names the one that does.
+            provider: Where it computes; there is no silent way back to the CPU.
 
         Raises:
-            InputError: ONNX Runtime is not installed, the file is no model or not the card's, the
-                compiled kernel is asked for and cannot be had, or num_threads is below 0.
+            InputError: ONNX Runtime is not installed or lacks the provider, the file is no model or
+                not the card's, the compiled kernel is asked for and cannot be had, or num_threads
+                is below 0.
         """
         if num_threads < 0:
             raise InputError(f"num_threads is {num_threads}, expected 0 (one per core) or more.")
         ort = _import_onnxruntime()
+        _require_provider(ort, provider)
         options = ort.SessionOptions()
         pool = _register_bev_pool(options, bev_pool)
         # the compiled kernel looks at the table itself
         self._is_table_unchecked = not pool.startswith(COMPILED)
         self._spec = bundle.card.inputs
+        self.precision: Precision = bundle.card.precision
+        self._input_specs = bundle.card.input_tensors
+        self._buffers: dict[str, np.ndarray] = {}
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -74,13 +90,14 @@ class OnnxEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(
-                str(bundle.model_path), options, providers=["CPUExecutionProvider"]
+                str(bundle.model_path), options, providers=_providers(provider)
             )
         except Exception as error:
             raise InputError(
                 f"{bundle.model_path} cannot be opened by ONNX Runtime {ort.__version__} "
                 f"({_first_line(error)}): export the bundle again."
             ) from error
+        _require_started(self._session.get_providers(), provider)
         card, path = bundle.card, bundle.model_path
         _check_tensors(
             path, "input", self._session.get_inputs(), card.input_tensors, card.input_names
@@ -88,14 +105,19 @@ class OnnxEngine:
         _check_tensors(
             path, "output", self._session.get_outputs(), card.output_tensors, OUTPUT_NAMES
         )
-        self._description = (
-            f"ONNX Runtime {ort.__version__}, CPU, {num_threads or 'all'} threads, BEV pool: {pool}"
+        self.description = (
+            f"ONNX Runtime {ort.__version__}, {provider.upper()}, {num_threads or 'all'} threads, "
+            f"BEV pool: {pool}"
         )
 
-    @property
-    def description(self) -> str:
-        """Library, version and settings in one line."""
-        return self._description
+    def input_buffer(self, name: str) -> np.ndarray | None:
+        """Memory of an input of fixed size, made once: ONNX Runtime reads where numpy wrote."""
+        if name not in self._buffers:
+            spec = next((spec for spec in self._input_specs if spec.name == name), None)
+            if spec is None or not all(size.isdigit() for size in spec.shape):
+                return None
+            self._buffers[name] = np.zeros([int(size) for size in spec.shape], spec.dtype)
+        return self._buffers[name]
 
     def run(self, inputs: ModelInputs) -> ModelOutputs:
         """Compute one frame.
@@ -123,6 +145,31 @@ def _import_onnxruntime() -> types.ModuleType:
             "'pip install onnxruntime' in the environment that runs this."
         ) from error
     return onnxruntime
+
+
+def _require_provider(ort: types.ModuleType, provider: Provider) -> None:
+    if provider not in get_args(Provider):
+        raise InputError(f"provider is {provider!r}, expected {' or '.join(get_args(Provider))}.")
+    if _PROVIDERS[provider] not in ort.get_available_providers():
+        raise InputError(
+            f"ONNX Runtime {ort.__version__} has no {_PROVIDERS[provider]}: on a computer with an "
+            "NVIDIA GPU, replace the package onnxruntime by onnxruntime-gpu, or run on the CPU."
+        )
+
+
+def _providers(provider: Provider) -> list[str]:
+    """Names for a session; nodes that a GPU has no kernel for, such as the pool, go to the CPU."""
+    return list(dict.fromkeys([_PROVIDERS[provider], _PROVIDERS["cpu"]]))
+
+
+def _require_started(started: Sequence[str], provider: Provider) -> None:
+    """Refuse a session that went back to the CPU: ONNX Runtime does so without an error."""
+    if _PROVIDERS[provider] not in started:
+        raise InputError(
+            f"ONNX Runtime could not start its {_PROVIDERS[provider]} (it runs on "
+            f"{', '.join(started)}): install the driver, CUDA and cuDNN that this version of "
+            "onnxruntime-gpu wants, or run on the CPU."
+        )
 
 
 def _register_bev_pool(options: Any, form: BevPoolForm) -> str:

@@ -7,7 +7,8 @@ from perception.errors import InputError
 from runtime.engines.base import Engine
 from runtime.engines.onnx_engine import BevPoolForm, OnnxEngine
 
-EngineKind = Literal["onnx", "tensorrt"]
+EngineKind = Literal["onnx", "onnx_cuda", "tensorrt"]
+"""ONNX Runtime on the CPU, ONNX Runtime on an NVIDIA GPU, TensorRT."""
 
 
 def open_engine(
@@ -29,8 +30,8 @@ def open_engine(
     """
     if kind not in get_args(EngineKind):
         raise InputError(f"Engine is {kind!r}, expected one of {', '.join(get_args(EngineKind))}.")
-    if kind == "onnx":
-        return OnnxEngine(bundle, num_threads, bev_pool)
+    if kind != "tensorrt":
+        return OnnxEngine(bundle, num_threads, bev_pool, "cuda" if kind == "onnx_cuda" else "cpu")
     for name, got, default in (("threads", num_threads, 0), ("bev_pool", bev_pool, "auto")):
         if got != default:
             raise InputError(

@@ -21,7 +21,7 @@ import numpy as np
 
 from perception.bundle import Bundle
 from perception.errors import InputError
-from perception.model_card import ModelCard
+from perception.model_card import ModelCard, Precision
 from perception.model_inputs import ModelInputs
 from runtime.engines.base import OUTPUT_NAMES, EngineError, ModelOutputs, check_pool_table
 from runtime.engines.engine_manifest import Platform, file_sha256, load_engine
@@ -69,6 +69,7 @@ class TensorrtEngine:
                 f"again with 'python export/to_trt.py {bundle.path}'."
             )
         self._spec = bundle.card.inputs
+        self.precision: Precision = checked.manifest.precision
         self._runtime, self._engine = trt_runtime, engine  # the context needs both alive
         self._context: Any = None
         self._inputs: dict[str, _Buffer] = {}
@@ -86,14 +87,14 @@ class TensorrtEngine:
             self.close()
             raise
         form = "CUDA graph" if self._graph is not None else "no CUDA graph"
-        self._description = (
+        self.description = (
             f"TensorRT {here.tensorrt}, {checked.manifest.precision}, {here.gpu_name}, {form}"
         )
 
-    @property
-    def description(self) -> str:
-        """Library, version and settings in one line."""
-        return self._description
+    def input_buffer(self, name: str) -> np.ndarray | None:
+        """Pinned memory of an input of fixed size; None for another, and once it is closed."""
+        buffer = self._inputs.get(name)
+        return None if buffer is None or buffer.varies else buffer.host
 
     def run(self, inputs: ModelInputs) -> ModelOutputs:
         """Compute one frame.
@@ -152,7 +153,8 @@ class TensorrtEngine:
                 f"input {buffer.name} is {array.dtype} {list(array.shape)}, the engine takes "
                 f"{buffer.host.dtype} {list(buffer.host.shape)}"
             )
-        buffer.host[: len(array)] = array
+        if array.ctypes.data != buffer.address:  # else it was written in place
+            buffer.host[: len(array)] = array
         if array.nbytes:
             self._cuda.copy(buffer.device, buffer.address, array.nbytes, True, self._stream)
 
@@ -377,8 +379,7 @@ def _make_buffers(
                 f"{name} of the engine is {dtype.name} {list(shape)}, the model card says "
                 f"{specs[name].dtype} {list(said)}: build the engine again."
             )
-        kind = inputs if is_input else outputs
-        kind[name] = _buffer(cuda, name, varies, shape, dtype)
+        (inputs if is_input else outputs)[name] = _buffer(cuda, name, varies, shape, dtype)
     missing = sorted(set(OUTPUT_NAMES) - set(outputs))
     if missing:
         raise InputError(f"The engine has no output {', '.join(missing)}: build it again.")

@@ -64,7 +64,7 @@ def test_the_file_agrees_with_torch_on_frames_it_was_not_traced_with(small_run, 
     frames = [noise_frame(spec, seed) for seed in (5, 6)] + with_missing_sensors(
         noise_frame(spec, 7)
     )
-    report = parity.compare(DeployGraph(checkpoint), bundle, frames)
+    report = parity.compare(DeployGraph(checkpoint), OnnxEngine(bundle), frames)
     assert report.passed, report.table()
 
 
@@ -81,7 +81,7 @@ def test_what_is_no_number_fails_in_whatever_frame_it_is(small_run, bundle, monk
         return outputs
 
     monkeypatch.setattr(parity, "run_torch", torch_with_a_nan_in_the_first)
-    report = parity.compare(graph, bundle, frames)
+    report = parity.compare(graph, OnnxEngine(bundle), frames)
     assert len(calls) == 2
     assert not report.passed
 
@@ -112,7 +112,9 @@ def test_a_network_of_one_sensor_alone_comes_out_as_it_is(sensors, tmp_path):
     )
     export_checkpoint(checkpoint, tmp_path / "bundle", [])
     frames = [noise_frame(config.inputs, seed) for seed in (5, 6)]
-    report = parity.compare(DeployGraph(checkpoint), load_bundle(tmp_path / "bundle"), frames)
+    report = parity.compare(
+        DeployGraph(checkpoint), OnnxEngine(load_bundle(tmp_path / "bundle")), frames
+    )
     assert report.passed, report.table()
 
 

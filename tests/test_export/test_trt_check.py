@@ -9,6 +9,7 @@ from fake_tensorrt import write_countable_toy
 from export import to_trt, trt_check
 from perception.bundle import load_bundle
 from perception.errors import InputError
+from runtime import agreement
 from runtime.engines.base import ModelOutputs
 from runtime.engines.onnx_engine import OnnxEngine
 
@@ -44,8 +45,8 @@ def only_after_a_short_frame():
 WRONG = {
     "scores": (shift("scores", 0.1), "frame 1 of noise a score is off by 1.0e-01, allowed is 0.03"),
     "map": (shift("map_prob", 0.05), "map_prob is off by 5.0e-02 and by 5.0e-02 in the mean"),
-    "boxes": (shift("boxes_ego", 0.6), "only 0 of 6 boxes are those of ONNX Runtime"),
-    "order": (permute, "only 1 of 6 boxes are those"),  # the one in the middle stays
+    "boxes": (shift("boxes_ego", 0.6), "only 0 of 6 expected boxes are found"),
+    "order": (permute, "only 1 of 6 expected boxes"),  # the one in the middle stays
     "stale": (only_after_a_short_frame(), "on frame 5 of noise map_prob is off"),
 }
 
@@ -74,24 +75,24 @@ def test_an_engine_that_fails_on_a_frame_is_not_written_and_closed(toy, tmp_path
 def test_onnx_runtime_agrees_with_itself(precision, toy):
     bundle = load_bundle(toy)
     engine = OnnxEngine(bundle)
-    agreement = trt_check.compare(engine, engine, bundle.card, precision)
-    assert (agreement.scores, agreement.map_prob) == (0.0, 0.0)
+    found = trt_check.compare(engine, engine, bundle.card, precision)
+    assert (found.scores, found.map_prob) == (0.0, 0.0)
     # Of 7 boxes the last is always left out. All sensors: 6, on both ends; without LiDAR its box is
     # the last, at 0: 6; without cameras theirs are, all six at 0: 1; with neither all are: 0.
-    assert agreement.num_found == agreement.num_boxes == 6 + 6 + 1 + 0 + 6
-    assert str(agreement).endswith("19 of 19 boxes found again")
+    assert found.num_found == found.num_boxes == 6 + 6 + 1 + 0 + 6
+    assert str(found).endswith("19 of 19 boxes found again")
 
 
 def test_a_size_is_compared_by_share_and_a_yaw_round_the_circle():
     box = np.array([[1, 2, 0, 1000, 2, 1.5, np.pi - 0.001, 0, 0]], np.float32)
     expected = one_box(box)
     near = box + np.array([0, 0, 0, 5, 0, 0, 0.002 - 2 * np.pi, 0, 0], np.float32)
-    bounds = trt_check.BOUNDS["fp32"]  # 0.01: 5 m of 1000 m, 0.002 rad
-    assert trt_check.found_again(expected, one_box(near), bounds).all()
+    bounds = agreement.BOUNDS["fp32"]  # 0.01: 5 m of 1000 m, 0.002 rad
+    assert agreement.found_again(expected, one_box(near), bounds).all()
     far = box + np.array([0, 0, 0, 15, 0, 0, 0, 0, 0], np.float32)
-    assert not trt_check.found_again(expected, one_box(far), bounds).any()
-    assert not trt_check.found_again(expected, one_box(box, label=1), bounds).any()
-    assert not trt_check.found_again(expected, one_box(box, score=0.49), bounds).any()
+    assert not agreement.found_again(expected, one_box(far), bounds).any()
+    assert not agreement.found_again(expected, one_box(box, label=1), bounds).any()
+    assert not agreement.found_again(expected, one_box(box, score=0.49), bounds).any()
 
 
 def one_box(box_ego: np.ndarray, score: float = 0.5, label: int = 0) -> ModelOutputs:

@@ -56,6 +56,7 @@ class FakeEngine:
     """Answers what it is told to."""
 
     description = "fake"
+    precision = "fp32"
 
     def __init__(self, **changes: np.ndarray) -> None:
         self.calls = 0
@@ -67,6 +68,9 @@ class FakeEngine:
             "map_prob": np.full((6, 40, 40), 0.25, np.float32),
         }
         self.outputs = ModelOutputs(**{**answer, **changes})
+
+    def input_buffer(self, name: str) -> None:
+        return None
 
     def run(self, inputs: ModelInputs) -> ModelOutputs:
         self.calls += 1
@@ -86,7 +90,8 @@ def test_a_whole_frame_gives_boxes_best_first_and_a_map(bundle: Bundle) -> None:
     np.testing.assert_allclose(result.map_mask.prob, 0.9, rtol=1e-6)  # 6 * 0.1 + 0.3
     assert result.sensors_used == (*CAMERAS, LIDAR)
     assert dict(result.sensors_missing) == {}
-    assert set(result.stage_ms) == {"preprocess", "engine", "postprocess"}
+    stages = [name for name in result.stage_ms if "/" not in name]
+    assert stages == ["preprocess", "engine", "postprocess"]
     assert all(time_ms > 0 for time_ms in result.stage_ms.values())
     assert pipeline.counters["frames"] == 1
 
