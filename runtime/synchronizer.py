@@ -99,6 +99,8 @@ class _Track:
     """Stamps of the last messages that were not dropped."""
     used_ns: int | None = None
     """Newest stamp that was in a frame."""
+    was_used: bool = False
+    """Whether the last frame had it."""
     num_missed: int = 0
     """Frames in a row that went out without this sensor."""
     fault: str = ""
@@ -141,14 +143,14 @@ class Synchronizer:
     - unknown sensor, malformed (`reject`);
     - early: the stamp is further ahead of now than `max_ahead_ns`;
     - duplicate: the sensor has sent this stamp before;
-    - late: meant for a frame that has gone out, and too old for the next;
+    - late: meant for the last frame, which had waited in full or had nothing of this sensor;
     - stale: too old even for the frame that went out last;
-    - out of order: a newer message stands in its place already.
+    - out of order: a newer message has come before it and serves every frame that it could.
 
-    A message that a newer one replaces is superseded, and so is one that falls between two frames,
-    being too old for the next but newer than the last one's instant: that is normal where a sensor
-    is faster than the frames, and not counted. Sweeps that are not dropped are kept for
-    accumulation.
+    Not counted, because normal where a sensor is faster than the frames: a message that a newer one
+    replaces, one that comes in time for a frame that an older one has completed, and one that falls
+    between two frames, too old for the next and newer than the last one's instant. If they are
+    sweeps, they are kept for accumulation.
 
     Time is the largest `now_ns` so far. If it steps back, or past the next frame's end, by more
     than `JUMP_NS`, that is counted, what is there is emitted, and everything starts over. Memory:
@@ -288,24 +290,34 @@ class Synchronizer:
             return "duplicate"
         error_ns = stamp_ns - track.offset_ns - instant_ns
         if error_ns < -window_ns:
-            waited_ns = instant_ns - period_ns + config.wait_ns
-            if abs(error_ns + period_ns) <= window_ns and now_ns <= waited_ns:
-                track.num_missed = 0  # the last frame would have had it, had it waited
-            if error_ns <= -period_ns:
-                return "late" if error_ns >= -period_ns - window_ns else "stale"
+            fault = self._why_too_old(track, error_ns + period_ns, now_ns)
+            if fault is not None:
+                return fault
+        frames_ahead = max(0, -((window_ns - error_ns) // period_ns))
+        if error_ns - frames_ahead * period_ns < -window_ns:  # in no frame's window
+            if any(stamp_ns < recent_ns for recent_ns in track.recent_ns):
+                return "out of order"
         else:
-            frames_ahead = max(0, -((window_ns - error_ns) // period_ns))
-            index = state.index + frames_ahead
-            if error_ns - frames_ahead * period_ns >= -window_ns:
-                held = track.candidates.get(index)
-                if held is not None and held.stamp_ns > stamp_ns:
-                    return "out of order"
-                track.candidates[index] = message
+            held = track.candidates.get(state.index + frames_ahead)
+            if held is not None and stamp_ns < held.stamp_ns:
+                return "out of order"
+            track.candidates[state.index + frames_ahead] = message
         track.recent_ns.append(stamp_ns)
         if isinstance(message, LidarSweep):
             bisect.insort(state.sweeps, message, key=lambda sweep: sweep.stamp_ns)
             del state.sweeps[: -2 * config.max_sweeps]
         return None
+
+    def _why_too_old(self, track: _Track, error_ns: int, now_ns: int) -> str | None:
+        """Say what a message is that is too old for the next frame, from its error in the last."""
+        config, instant_ns = self._config, self._state.instant_ns or 0
+        had_come_in_time = now_ns <= instant_ns - config.period_ns + config.wait_ns
+        if had_come_in_time and abs(error_ns) <= config.window_ns:
+            track.num_missed = 0  # the last frame would have had it, had it waited
+        if error_ns < -config.window_ns:
+            return "stale"
+        is_late = error_ns <= 0 and not (had_come_in_time and track.was_used)
+        return "late" if is_late else None
 
     def _emit(self) -> SensorFrame:
         """Make the next frame of what there is."""
@@ -363,6 +375,7 @@ class Synchronizer:
         """Note that a frame has gone out; its message stays for the next while it is usable."""
         track.fault = ""
         message = track.candidates.pop(index - 1, None)
+        track.was_used = message is not None
         if message is None:
             track.num_missed += 1
             return

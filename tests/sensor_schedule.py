@@ -10,8 +10,8 @@ MS = 1_000_000
 SECOND = 1000 * MS
 SENSORS = (*CAMERAS, LIDAR)
 CALIBRATION = Calibration(cameras={}, T_ego_lidar=np.eye(4))
-PIXEL = np.zeros((1, 1, 3), np.uint8)
-POINTS = np.zeros((4, 0), np.float32)
+NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
+NO_POINTS = np.zeros((4, 0), np.float32)
 OFFSET_MS = {
     "CAM_FRONT_LEFT": -43.1,
     "CAM_FRONT": -35.5,
@@ -32,8 +32,8 @@ def message(sensor: str, stamp_ns: int) -> SensorMessage:
     pose = np.eye(4)
     pose[0, 3] = stamp_ns
     if sensor == LIDAR:
-        return LidarSweep(stamp_ns=stamp_ns, points_lidar=POINTS, T_global_ego=pose)
-    return CameraImage(camera=sensor, stamp_ns=stamp_ns, rgb=PIXEL, T_global_ego=pose)
+        return LidarSweep(stamp_ns=stamp_ns, points_lidar=NO_POINTS, T_global_ego=pose)
+    return CameraImage(camera=sensor, stamp_ns=stamp_ns, rgb=NO_IMAGE, T_global_ego=pose)
 
 
 def schedule(

@@ -1,126 +1,114 @@
-from collections import Counter
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from sensor_schedule import (
+    CALIBRATION,
+    MS,
+    OFFSET_MS,
+    SECOND,
+    SENSORS,
+    message,
+    new,
+    run,
+    schedule,
+    stamps_of,
+)
 
 from perception.errors import InputError
-from perception.messages import Calibration, CameraImage, LidarSweep, SensorFrame
+from perception.messages import Calibration
 from perception.taxonomy import CAMERAS, LIDAR
-from runtime.synchronizer import JUMP_BACK_NS, Synchronizer, SynchronizerConfig
+from runtime.synchronizer import JUMP_NS, PATIENCE_FRAMES, Synchronizer, SynchronizerConfig
 
-MS = 1_000_000
-SECOND = 1000 * MS
-CALIBRATION = Calibration(cameras={}, T_ego_lidar=np.eye(4))
-PIXEL = np.zeros((1, 1, 3), np.uint8)
-POINTS = np.zeros((4, 0), np.float32)
-OFFSET_MS = {
-    "CAM_FRONT_LEFT": -43.1,
-    "CAM_FRONT": -35.5,
-    "CAM_FRONT_RIGHT": -27.6,
-    "CAM_BACK_RIGHT": -20.1,
-    "CAM_BACK": -10.4,
-    "CAM_BACK_LEFT": -0.5,
-    LIDAR: 0.0,
-}
-"""Stamps against the LiDAR's in one round of the real car."""
+PERIOD = 100 * MS
 
 
-def message(sensor: str, stamp_ns: int) -> CameraImage | LidarSweep:
-    pose = np.eye(4)
-    pose[0, 3] = stamp_ns  # tells whose pose a frame carries
-    if sensor == LIDAR:
-        return LidarSweep(stamp_ns=stamp_ns, points_lidar=POINTS, T_global_ego=pose)
-    return CameraImage(camera=sensor, stamp_ns=stamp_ns, rgb=PIXEL, T_global_ego=pose)
+def two_sensors(**changes: object) -> Synchronizer:
+    """A and the LiDAR, both expected at the instant, with the windows of the defaults."""
+    return new(**{"cameras": ("A",), "offset_ns": {"A": 0}, **changes})
 
 
-def schedule(
-    seconds: float,
-    sensors: tuple[str, ...] = (*CAMERAS, LIDAR),
-    camera_hz: float = 12,
-    lidar_hz: float = 20,
-    start_ms: float = 1000,
-) -> list[tuple[int, str]]:
-    """Stamps of the real car, in time order."""
-    found = []
-    for sensor in sensors:
-        hz = lidar_hz if sensor == LIDAR else camera_hz
-        for index in range(int(seconds * hz)):
-            at_ms = start_ms + OFFSET_MS[sensor] + index * 1000 / hz
-            found.append((round(at_ms * MS), sensor))
-    return sorted(found)
-
-
-def run(synchronizer: Synchronizer, stamps: list[tuple[int, str]]) -> list[tuple[int, SensorFrame]]:
-    """Push messages at their time; pairs of (time of emission, frame)."""
-    found = []
-    for stamp_ns, sensor in stamps:
-        found += [(stamp_ns, frame) for frame in synchronizer.advance(stamp_ns)]
-        found += [(stamp_ns, frame) for frame in synchronizer.push(message(sensor, stamp_ns))]
-    return found + [(stamps[-1][0], frame) for frame in synchronizer.flush()]
-
-
-def new(**changes: object) -> Synchronizer:
-    return Synchronizer(
-        SynchronizerConfig(**{"cameras": CAMERAS, "wait_ns": 100 * MS, **changes}), CALIBRATION
-    )
-
-
-def ages_ms(frame: SensorFrame) -> dict[str, float]:
-    return {name: (frame.stamp_ns - image.stamp_ns) / MS for name, image in frame.images.items()}
-
-
-def test_first_real_round_is_emitted_by_the_lidar_that_completes_it() -> None:
+def test_first_real_round_goes_out_with_the_lidar_that_completes_it() -> None:
     frames = run(new(), schedule(1 / 12, lidar_hz=12))
     assert len(frames) == 1
     emitted_ns, frame = frames[0]
-    # FRONT_LEFT opens at 956.9 ms, the LiDAR at 1000 ms is the seventh sensor.
+    # FRONT_LEFT comes first, at 956.9 ms: t(0) = 956.9 + 40 ms. The LiDAR at 1000 ms is the last.
     assert emitted_ns == frame.stamp_ns == 1000 * MS
     assert frame.T_global_ego is not None
     assert frame.T_global_ego[0, 3] == 1000 * MS
-    assert ages_ms(frame) == pytest.approx(
-        {name: -offset for name, offset in OFFSET_MS.items() if name != LIDAR}
-    )
+    assert stamps_of(frame) == {
+        name: pytest.approx(1000 * MS + offset * MS) for name, offset in OFFSET_MS.items()
+    }
     assert dict(frame.missing) == {}
 
 
-def test_real_rates_give_one_complete_frame_per_camera_round() -> None:
+def test_real_rates_give_a_complete_frame_every_period_and_drop_nothing() -> None:
     synchronizer = new()
     frames = run(synchronizer, schedule(5))
-    # 5 s at 12 Hz are 60 rounds; each round's last camera or sweep completes one frame, and the two
-    # rates may leave one round over at the end.
-    assert 59 <= len(frames) <= 61
-    for emitted_ns, frame in frames[:-1]:
-        assert set(frame.images) == set(CAMERAS)
-        # A sweep is at most 50 ms older than the image that completes the group.
-        assert emitted_ns - frame.stamp_ns <= 50 * MS
-        assert max(map(abs, ages_ms(frame).values())) <= 83.4
+    # t(k) = 996.9 ms + k * 100 ms, and the last message has 5950 ms: k = 0..49.
+    assert len(frames) == 50
+    for index, (emitted_ns, frame) in enumerate(frames):
+        assert not frame.missing
+        instant_ns = 996.9 * MS + index * PERIOD
+        # The helper lets time pass in steps of 10 ms; only the first frame waits, for the LiDAR.
+        assert 0 <= emitted_ns - instant_ns <= 10 * MS
+        ages_ns = [instant_ns - stamp_ns for stamp_ns in stamps_of(frame).values()]
+        assert -3.2 * MS <= min(ages_ns)
+        assert max(ages_ns) <= 83.4 * MS  # one period of a camera
     assert not synchronizer.counters
 
 
-def test_dead_camera_costs_the_wait_and_nothing_else() -> None:
-    alive = tuple(name for name in (*CAMERAS, LIDAR) if name != "CAM_BACK")
+def test_keyframes_alone_give_a_complete_frame_each() -> None:
+    synchronizer = new(period_ns=500 * MS)
+    frames = run(synchronizer, schedule(5, camera_hz=2, lidar_hz=2))
+    assert [frame.stamp_ns for _, frame in frames] == [(1000 + 500 * k) * MS for k in range(10)]
+    assert not any(frame.missing for _, frame in frames)
+    assert not synchronizer.counters
+
+
+def test_sweeps_between_keyframes_are_kept_for_accumulation() -> None:
+    synchronizer = new(period_ns=500 * MS, max_sweeps=4)
+    last = run(synchronizer, schedule(2, camera_hz=2, lidar_hz=20))[-1][1]
+    # t(3) = 2496.9 ms; BACK_LEFT completes it at 2499.5 ms, before the sweep of 2500 ms.
+    assert [sweep.stamp_ns // MS for sweep in last.sweeps] == [2450, 2400, 2350, 2300]
+    assert not synchronizer.counters
+
+
+def test_dead_camera_costs_the_wait_in_the_first_frames_only() -> None:
+    alive = tuple(name for name in SENSORS if name != "CAM_BACK")
     frames = run(new(), schedule(2, alive))
-    assert len(frames) >= 2 * 1000 / (100 + 84)  # one wait and at most one camera period per frame
-    for emitted_ns, frame in frames[:-1]:
+    waits_ns = [emitted - (996.9 * MS + k * PERIOD) for k, (emitted, _) in enumerate(frames)]
+    assert all(40 * MS <= wait_ns <= 60 * MS for wait_ns in waits_ns[:PATIENCE_FRAMES])
+    assert all(0 <= wait_ns <= 10 * MS for wait_ns in waits_ns[PATIENCE_FRAMES:])
+    for _, frame in frames:
         assert dict(frame.missing) == {"CAM_BACK": "no data yet"}
-        assert set(frame.images) == set(CAMERAS) - {"CAM_BACK"}
-        assert emitted_ns - frame.stamp_ns <= 100 * MS
 
 
-def test_camera_that_dies_later_keeps_its_last_image_for_others_to_judge() -> None:
-    stamps = [s for s in schedule(1) if s[1] != "CAM_BACK" or s[0] < 1100 * MS]
-    last = run(new(), stamps)[-1][1]
-    # 1000 - 10.4 + 83.3 ms is CAM_BACK's second and last image.
-    assert last.images["CAM_BACK"].stamp_ns == pytest.approx(1072.933 * MS, abs=MS)
-    assert "CAM_BACK" not in last.missing
+def test_death_and_return_show_in_the_next_frame() -> None:
+    gone_ns, back_ns = 1500 * MS, 2500 * MS
+    stamps = [s for s in schedule(3) if s[1] != "CAM_BACK" or not gone_ns < s[0] < back_ns]
+    missing = [frame.missing.get("CAM_BACK") for _, frame in run(new(), stamps)]
+    # Last image: 989.6 + 6 * 83.3 = 1489.6 ms; offset -40 and window 60: usable until t(k) =
+    # 1589.6 ms, so t(5) = 1496.9 has it, t(6) = 1596.9 has not. Next image: 989.6 + 19 * 83.3 =
+    # 2572.9 ms, usable from t(k) = 2552.9 ms on: t(15) = 2496.9 has not, t(16) = 2596.9 has it.
+    assert missing[:6] == [None] * 6
+    assert missing[6:16] == ["no data in time"] * 10
+    assert missing[16:] == [None] * len(missing[16:])
+
+
+def test_sensor_that_comes_back_after_the_instant_is_waited_for_again() -> None:
+    synchronizer = two_sensors()
+    stamps = [(k * PERIOD, LIDAR) for k in range(12)]
+    stamps += [(k * PERIOD + 30 * MS, "A") for k in range(8, 12)]
+    frames = run(synchronizer, sorted(stamps))
+    # In frame 8 it would have been, had the frame waited; so frame 9 waits 30 ms and has it.
+    assert [k for k, (_, frame) in enumerate(frames) if not frame.missing] == [9, 10, 11]
+    assert frames[9][0] == 9 * PERIOD + 30 * MS
 
 
 def test_without_lidar_the_newest_image_gives_stamp_and_pose() -> None:
     frames = run(new(), schedule(1, CAMERAS))
-    assert frames
+    assert len(frames) == 10
     for _, frame in frames:
         newest = max(frame.images.values(), key=lambda image: image.stamp_ns)
         assert frame.stamp_ns == newest.stamp_ns
@@ -129,22 +117,29 @@ def test_without_lidar_the_newest_image_gives_stamp_and_pose() -> None:
         assert dict(frame.missing) == {LIDAR: "no data yet"}
 
 
-def test_without_cameras_sweeps_alone_make_frames() -> None:
-    frames = run(new(), schedule(1, (LIDAR,)))
-    # Opens at 1000 ms, the sweep at 1100 ms closes it before it is added: stamp 1050 ms; and so on.
-    assert [frame.stamp_ns // MS for _, frame in frames[:3]] == [1050, 1150, 1250]
-    assert set(frames[0][1].missing) == set(CAMERAS)
+def test_frames_without_any_sensor_go_on_with_their_instants_for_stamps() -> None:
+    synchronizer = new()
+    synchronizer.push(message(LIDAR, 0))
+    frames = [f for now in range(0, 1000, 10) for f in synchronizer.advance(now * MS)]
+    assert len(frames) == 10
+    for index, frame in enumerate(frames[1:], start=1):
+        assert frame.stamp_ns == index * PERIOD
+        assert frame.T_global_ego is None
+        assert (dict(frame.images), frame.sweeps) == ({}, ())
+        assert set(frame.missing) == set(SENSORS)
 
 
-def test_late_join_makes_the_frames_complete_from_then_on() -> None:
-    late = schedule(1, ("CAM_BACK",), start_ms=2000)
-    others = schedule(2, tuple(name for name in (*CAMERAS, LIDAR) if name != "CAM_BACK"))
-    frames = [frame for _, frame in run(new(), sorted(late + others))]
-    joined = [frame for frame in frames if "CAM_BACK" in frame.images]
-    assert joined
-    assert all("CAM_BACK" in frame.missing for frame in frames[: -len(joined)])
-    assert not any(frame.missing for frame in joined)
-    assert joined[0].stamp_ns < 2100 * MS
+def test_message_in_two_frames_gives_only_the_first_its_stamp() -> None:
+    synchronizer = two_sensors()
+    synchronizer.push(message("A", 0))  # t(0) = 0
+    (first,) = synchronizer.push(message(LIDAR, 45 * MS))  # 45 ms after t(0) and 55 before t(1)
+    assert first.stamp_ns == 45 * MS
+    assert synchronizer.push(message("A", 90 * MS)) == []
+    (second,) = synchronizer.advance(100 * MS)
+    assert stamps_of(second) == {"A": 90 * MS, LIDAR: 45 * MS}
+    assert second.stamp_ns == 90 * MS
+    assert second.T_global_ego is not None
+    assert second.T_global_ego[0, 3] == 90 * MS
 
 
 def test_sweeps_are_the_newest_first_and_no_more_than_asked_for() -> None:
@@ -156,213 +151,181 @@ def test_sweeps_are_the_newest_first_and_no_more_than_asked_for() -> None:
     ]
 
 
-def test_time_that_passes_without_a_message_closes_the_group() -> None:
-    synchronizer = new(wait_ns=100 * MS)
-    assert synchronizer.push(message("CAM_FRONT", 0)) == []
-    assert synchronizer.deadline_ns == 100 * MS
-    assert synchronizer.advance(100 * MS - 1) == []
-    (frame,) = synchronizer.advance(100 * MS)
-    assert frame.stamp_ns == 0
+def test_deadline_says_when_the_next_frame_goes_out() -> None:
+    synchronizer = two_sensors()
     assert synchronizer.deadline_ns is None
-    assert synchronizer.advance(SECOND) == []
+    assert synchronizer.push(message("A", 0)) == []
+    assert synchronizer.deadline_ns == 50 * MS  # the LiDAR is waited for
+    assert synchronizer.advance(50 * MS - 1) == []
+    (frame,) = synchronizer.advance(50 * MS)
+    assert stamps_of(frame) == {"A": 0}
+    assert synchronizer.push(message("A", 95 * MS)) == []
+    assert synchronizer.push(message(LIDAR, 96 * MS)) == []
+    assert synchronizer.deadline_ns == 100 * MS  # complete
+    assert len(synchronizer.advance(100 * MS)) == 1
 
 
-def test_message_older_than_the_last_frame_is_kept_but_opens_nothing() -> None:
-    synchronizer = new(cameras=("CAM_FRONT",))
-    synchronizer.push(message("CAM_FRONT", 0))
-    (frame,) = synchronizer.push(message(LIDAR, 10 * MS))
-    assert frame.stamp_ns == 10 * MS
-    assert synchronizer.push(message("CAM_FRONT", 5 * MS)) == []
-    assert synchronizer.deadline_ns is None
-    assert synchronizer.flush() == []
-    synchronizer.push(message(LIDAR, 60 * MS))
-    assert synchronizer.flush()[0].images["CAM_FRONT"].stamp_ns == 5 * MS
+def test_message_at_the_last_moment_is_in_the_frame() -> None:
+    synchronizer = two_sensors()
+    synchronizer.push(message("A", 0))
+    (frame,) = synchronizer.push(message(LIDAR, 50 * MS))
+    assert set(stamps_of(frame)) == {"A", LIDAR}
 
 
-def test_duplicates_disorder_and_strangers_are_dropped_and_counted() -> None:
-    synchronizer = new()
-    for sensor, stamp_ms in (
-        ("CAM_FRONT", 100),
-        ("CAM_FRONT", 100),
-        ("CAM_FRONT", 90),
-        (LIDAR, 50),
-        (LIDAR, 50),
-        ("CAM_ROOF", 120),
-    ):
-        synchronizer.push(message(sensor, stamp_ms * MS))
-    assert synchronizer.counters == {
-        "CAM_FRONT: duplicate": 1,
-        "CAM_FRONT: out of order": 1,
-        "LIDAR_TOP: duplicate": 1,
-        "CAM_ROOF: unknown sensor": 1,
-    }
-    assert synchronizer.flush()[0].images["CAM_FRONT"].stamp_ns == 100 * MS
-
-
-def test_log_that_starts_over_is_flushed_and_gives_the_same_frames_again() -> None:
-    synchronizer = new()
-    stamps = schedule(3)
-    once = [frame for _, frame in run(new(), stamps)]
-    twice = [frame for _, frame in run(synchronizer, stamps + stamps)]
-    assert synchronizer.counters == {"time jumped back": 1}
-    assert [f.stamp_ns for f in twice] == [f.stamp_ns for f in once] * 2
-    assert twice[len(once)].missing == once[0].missing  # nothing of the first run is left
-    assert twice[len(once)].sweeps[-1].stamp_ns >= stamps[0][0]
-
-
-def test_jump_of_exactly_the_limit_is_still_disorder() -> None:
-    synchronizer = new()
-    synchronizer.push(message("CAM_FRONT", 2 * SECOND))
-    synchronizer.push(message("CAM_FRONT", 2 * SECOND - JUMP_BACK_NS))
-    assert synchronizer.counters == {"CAM_FRONT: out of order": 1}
-    synchronizer.push(message("CAM_FRONT", 2 * SECOND - JUMP_BACK_NS - 1))
-    assert synchronizer.counters["time jumped back"] == 1
-
-
-def test_clock_ahead_of_the_stamps_is_no_jump() -> None:
-    synchronizer = new()
-    synchronizer.advance(3600 * SECOND)
-    (frame,) = synchronizer.push(message("CAM_FRONT", SECOND))  # has waited long enough already
-    assert frame.stamp_ns == SECOND
+def test_newest_usable_message_is_taken_whatever_the_order_of_arrival() -> None:
+    synchronizer = two_sensors()
+    synchronizer.push(message("A", 0), 0)
+    # 70 ms is past the window of frame 0, which ends at 60 ms; 20 ms lies in it.
+    assert synchronizer.push(message(LIDAR, 70 * MS), 5 * MS) == []
+    (frame,) = synchronizer.push(message(LIDAR, 20 * MS), 10 * MS)
+    assert stamps_of(frame) == {"A": 0, LIDAR: 20 * MS}
     assert not synchronizer.counters
-
-
-def test_new_calibration_holds_from_the_next_frame_on() -> None:
-    synchronizer = new()
-    other = Calibration(cameras={}, T_ego_lidar=np.diag([1.0, 1, 1, 1]))
-    synchronizer.push(message(LIDAR, 0))
-    assert synchronizer.flush()[0].calibration is CALIBRATION
-    synchronizer.set_calibration(other)
-    synchronizer.push(message(LIDAR, 1))
-    assert synchronizer.flush()[0].calibration is other
+    synchronizer.push(message(LIDAR, 65 * MS), 75 * MS)  # 70 ms serves each frame that it could
+    assert synchronizer.counters == {f"{LIDAR}: out of order": 1}
+    assert stamps_of(synchronizer.flush()[0]) == {LIDAR: 70 * MS}
 
 
 @pytest.mark.parametrize(
-    "changes", [{"wait_ns": -1}, {"max_sweeps": 0}, {"cameras": ("A", "A")}, {"cameras": (LIDAR,)}]
+    ("stamp_ms", "now_ms", "reason"),
+    # Frame 3 has gone out at 300 ms with A of 290 ms, and would have waited until 350 ms. Frame 4's
+    # window is 340..460 ms, frame 3's was 240..360 ms.
+    [
+        (290, 320, "duplicate"),
+        (280, 351, "late"),
+        (240, 351, "late"),
+        (280, 350, "out of order"),  # in time, but the frame has 290 ms
+        (295, 350, None),  # in time, but the frame went without it at 300 ms, being complete
+        (295, 351, "late"),
+        (239, 320, "stale"),
+        (301, 351, None),  # too old for frame 4, newer than frame 3's instant: between them
+        (421, 320, "early"),
+        (420, 320, None),
+    ],
+)
+def test_each_drop_has_one_cause(stamp_ms: int, now_ms: int, reason: str | None) -> None:
+    synchronizer = two_sensors()
+    for k in range(4):
+        synchronizer.push(message("A", max(0, k * 100 - 10) * MS), k * PERIOD)
+        synchronizer.push(message(LIDAR, k * PERIOD), k * PERIOD)
+    assert not synchronizer.counters
+    synchronizer.push(message("A", stamp_ms * MS), now_ms * MS)
+    assert synchronizer.counters == ({} if reason is None else {f"A: {reason}": 1})
+    if reason in ("late", "stale", "early"):
+        (frame,) = synchronizer.advance(450 * MS)
+        assert frame.missing["A"] == f"message dropped: {reason}"
+
+
+def test_strangers_and_malformed_messages_are_counted() -> None:
+    synchronizer = two_sensors()
+    assert synchronizer.push(message("CAM_ROOF", 0)) == []
+    assert synchronizer.deadline_ns is None
+    synchronizer.push(message(LIDAR, 0))
+    synchronizer.reject("A", "encoding is yuv")
+    synchronizer.reject("CAM_ROOF", "no pixels")
+    assert synchronizer.counters == {
+        "CAM_ROOF: unknown sensor": 1,
+        "A: malformed": 1,
+        "CAM_ROOF: malformed": 1,
+    }
+    (frame,) = synchronizer.advance(50 * MS)
+    assert dict(frame.missing) == {"A": "message dropped: malformed, encoding is yuv"}
+    (frame,) = synchronizer.advance(150 * MS)
+    assert frame.missing["A"] == "no data yet"
+
+
+def test_clock_ahead_neither_pulls_time_nor_sets_the_grid() -> None:
+    synchronizer = two_sensors()
+    synchronizer.push(message("A", 3600 * SECOND), 0)
+    assert synchronizer.deadline_ns is None
+    synchronizer.push(message(LIDAR, 0), 0)
+    for k in range(1, 10):
+        synchronizer.push(message("A", 3600 * SECOND + k * PERIOD), k * PERIOD)
+        frames = synchronizer.push(message(LIDAR, k * PERIOD), k * PERIOD)
+        assert all(frame.stamp_ns <= k * PERIOD for frame in frames)
+    assert synchronizer.counters == {"A: early": 10}
+
+
+def test_message_from_long_ago_does_not_set_the_grid() -> None:
+    synchronizer = two_sensors()
+    # wait 50 + window 60 ms: what is older than 110 ms on arrival can be in no frame.
+    synchronizer.push(message("A", SECOND - 110 * MS - 1), SECOND)
+    assert synchronizer.deadline_ns is None
+    assert synchronizer.counters == {"A: stale": 1}
+    (frame,) = synchronizer.push(message("A", SECOND - 110 * MS), SECOND)
+    assert frame.stamp_ns == SECOND - 110 * MS
+
+
+def test_time_that_steps_far_gives_each_frame_up_to_a_second() -> None:
+    synchronizer = two_sensors()
+    synchronizer.push(message("A", 0))
+    # Frame 0 may wait until 50 ms; a second later is still no jump. Frames 0 to 2 wait in vain for
+    # one sensor or two, later ones for none: t(k) <= 1050 ms gives k = 0..10.
+    frames = synchronizer.advance(50 * MS + JUMP_NS)
+    assert [frame.stamp_ns // MS for frame in frames] == list(range(0, 1001, 100))
+    assert not synchronizer.counters
+
+
+def test_time_that_jumps_ahead_gives_what_is_there_and_starts_over() -> None:
+    synchronizer = two_sensors()
+    synchronizer.push(message("A", 0))
+    (frame,) = synchronizer.advance(50 * MS + JUMP_NS + 1)
+    assert stamps_of(frame) == {"A": 0}
+    assert synchronizer.counters == {"time jumped ahead": 1}
+    now_ns = synchronizer.deadline_ns  # empty frames go on
+    assert now_ns == 100 * MS + JUMP_NS + 1
+    (empty,) = synchronizer.advance(now_ns)
+    assert dict(empty.missing) == {"A": "no data yet", LIDAR: "no data yet"}
+    synchronizer.push(message("A", now_ns + 5 * MS))
+    assert synchronizer.deadline_ns == now_ns + 55 * MS  # the message has set the grid anew
+
+
+def test_step_back_of_exactly_the_limit_is_no_jump() -> None:
+    synchronizer = two_sensors()
+    synchronizer.push(message("A", 2 * SECOND))
+    synchronizer.push(message("A", 2 * SECOND - JUMP_NS))
+    assert synchronizer.counters == {"A: stale": 1}
+    (frame,) = synchronizer.push(message("A", 2 * SECOND - JUMP_NS - 1))
+    assert frame.stamp_ns == 2 * SECOND
+    assert synchronizer.counters["time jumped back"] == 1
+
+
+def test_same_messages_give_the_same_frames() -> None:
+    first, second = ([f for _, f in run(new(), schedule(2))] for _ in range(2))
+    assert [(f.stamp_ns, stamps_of(f)) for f in first] == [
+        (f.stamp_ns, stamps_of(f)) for f in second
+    ]
+    assert all(a.stamp_ns < b.stamp_ns for a, b in pairwise(first))
+
+
+def test_new_calibration_holds_from_the_next_frame_on() -> None:
+    synchronizer = two_sensors()
+    other = Calibration(cameras={}, T_ego_lidar=np.diag([1.0, 1, 1, 1]))
+    synchronizer.push(message(LIDAR, 0))
+    (frame,) = synchronizer.flush()
+    assert (frame.calibration, frame.calibration_epoch) == (CALIBRATION, 0)
+    synchronizer.set_calibration(other, 3)
+    synchronizer.push(message(LIDAR, 100 * MS))
+    (frame,) = synchronizer.flush()
+    assert frame.calibration is other
+    assert frame.calibration_epoch == 3
+    assert synchronizer.flush() == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"period_ns": 0},
+        {"wait_ns": -1},
+        {"wait_ns": 100 * MS + 1},
+        {"window_ns": -1},
+        {"window_ns": JUMP_NS + 1},
+        {"max_ahead_ns": -1},
+        {"max_sweeps": 0},
+        {"offset_ns": {"CAM_ROOF": 0}},
+        {"cameras": ("A", "A")},
+        {"cameras": (LIDAR,)},
+    ],
 )
 def test_config_that_cannot_work_is_refused(changes: dict) -> None:
     with pytest.raises(InputError, match="expected"):
         SynchronizerConfig(**{"cameras": CAMERAS, **changes})
-
-
-SENSORS = ("A", "B", LIDAR)
-WAIT = 5
-Events = list[tuple[str, int]]
-
-
-def oracle(events: Events) -> tuple[list[tuple], Counter[str]]:
-    """The rules once more, from the whole history at each step instead of a running state.
-
-    An event is (sensor, stamp) or ("time", now); a frame is (stamp, images, sweeps, missing).
-    """
-    frames: list[tuple] = []
-    counters: Counter[str] = Counter()
-    start = 0  # first event after the last jump
-    taken: list[tuple[int, str, int]] = []  # (index, sensor, stamp) since the jump
-    emitted: list[tuple[int, int]] = []  # (number of messages taken before it, stamp)
-
-    def group() -> list[tuple[int, str, int]]:
-        first, last = emitted[-1] if emitted else (0, -(10**18))
-        return [entry for entry in taken[first:] if entry[2] > last]
-
-    def emit() -> None:
-        members = group()
-        sweeps = [stamp for _, sensor, stamp in members if sensor == LIDAR]
-        stamp = max(sweeps or [stamp for _, _, stamp in members])
-        newest = {s: max(t for _, n, t in taken if n == s) for s in {n for _, n, _ in taken}}
-        images = {s: t for s, t in newest.items() if s != LIDAR}
-        all_sweeps = sorted((t for _, n, t in taken if n == LIDAR), reverse=True)
-        missing = tuple(s for s in SENSORS if s not in newest)
-        frames.append((stamp, images, tuple(all_sweeps[:2]), missing))
-        emitted.append((len(taken), stamp))
-
-    def emit_if_due(now: int) -> None:
-        if group() and now >= group()[0][2] + WAIT:
-            emit()
-
-    for index, (sensor, stamp) in enumerate(events):
-        if sensor == "X":
-            counters["X: unknown sensor"] += 1
-            continue
-        if sensor != "time":
-            if taken and stamp < max(t for _, _, t in taken) - JUMP_BACK_NS:
-                counters["time jumped back"] += 1
-                if group():
-                    emit()
-                start, taken, emitted = index, [], []
-            own = [t for _, n, t in taken if n == sensor]
-            if own and stamp <= max(own):
-                kind = "duplicate" if stamp == max(own) else "out of order"
-                counters[f"{sensor}: {kind}"] += 1
-                continue
-        now = max(
-            t
-            for s, t in events[start : index + 1]
-            if s != "X"  # a dropped message is never the newest
-        )
-        emit_if_due(now)
-        if sensor != "time":
-            taken.append((index, sensor, stamp))
-            if {n for _, n, _ in group()} == set(SENSORS):
-                emit()
-            else:
-                emit_if_due(now)
-    if group():
-        emit()
-    return frames, counters
-
-
-jumps = st.sampled_from([0, 0, 0, 0, 3 * JUMP_BACK_NS])
-events_strategy = st.lists(
-    st.tuples(
-        st.sampled_from([*SENSORS, *SENSORS, "time", "X"]),
-        st.builds(int.__add__, st.integers(0, 25), jumps),
-    ),
-    max_size=40,
-)
-
-
-@settings(max_examples=400, deadline=None)
-@given(events_strategy)
-def test_any_schedule_agrees_with_the_rules_written_down_a_second_time(events: Events) -> None:
-    config = SynchronizerConfig(cameras=("A", "B"), wait_ns=WAIT, max_sweeps=2)
-    synchronizer = Synchronizer(config, CALIBRATION)
-    frames: list[SensorFrame] = []
-    for sensor, stamp in events:
-        if sensor == "time":
-            frames += synchronizer.advance(stamp)
-        else:
-            frames += synchronizer.push(message(sensor, stamp))
-    frames += synchronizer.flush()
-    got = [
-        (
-            frame.stamp_ns,
-            {name: image.stamp_ns for name, image in frame.images.items()},
-            tuple(sweep.stamp_ns for sweep in frame.sweeps),
-            tuple(frame.missing),
-        )
-        for frame in frames
-    ]
-    expected, counters = oracle(events)
-    assert got == expected
-    assert synchronizer.counters == counters
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([*CAMERAS, LIDAR]), st.integers(0, 900), st.integers(0, 120)),
-        max_size=120,
-    )
-)
-def test_stamps_of_frames_grow_and_memory_is_bounded(rows: list[tuple[str, int, int]]) -> None:
-    synchronizer = new(max_sweeps=4)
-    frames: list[SensorFrame] = []
-    for sensor, stamp_ms, _ in sorted(
-        rows, key=lambda row: row[1] + row[2]
-    ):  # late by up to 120 ms
-        frames += synchronizer.push(message(sensor, stamp_ms * MS))
-    frames += synchronizer.flush()
-    stamps = [frame.stamp_ns for frame in frames]
-    assert all(before < after for before, after in pairwise(stamps))
-    assert all(len(frame.sweeps) <= 4 for frame in frames)

@@ -1,0 +1,174 @@
+"""The synchroniser's rules once more: each step from the whole history, nothing carried along."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from perception.taxonomy import LIDAR
+from runtime.synchronizer import JUMP_NS, PATIENCE_FRAMES, RECENT_STAMPS, SynchronizerConfig
+
+Push = tuple[str, int, int | None]
+"""Sensor, stamp, and time of arrival, None for the stamp. Sensor "time": no message, only time."""
+
+
+@dataclass(frozen=True)
+class OracleFrame:
+    stamp: int
+    used: dict[str, int]
+    sweeps: tuple[int, ...]
+    missing: dict[str, str]
+    emitted: int
+    """Time of emission."""
+
+
+@dataclass
+class Oracle:
+    """Feed it `step`; frames and counters are what the synchroniser should have given."""
+
+    config: SynchronizerConfig
+    frames: list[OracleFrame] = field(default_factory=list)
+    counters: Counter[str] = field(default_factory=Counter)
+    time: int | None = None
+    start: int | None = None
+    """t(0)"""
+    start_is_sample: bool = False
+    epoch: list[OracleFrame] = field(default_factory=list)
+    """Frames since the last jump, of them `old` before t(0) was set by a message."""
+    old: int = 0
+    kept: dict[str, list[int]] = field(default_factory=dict)
+    """Every stamp since the last jump that was not dropped, in order of arrival."""
+    attempts: dict[str, list[str]] = field(default_factory=dict)
+    """Per sensor: "hit" or "miss" for each frame, "almost" for a message that came too late only
+    because the frame had not waited."""
+    last_fault: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sensors = (*self.config.cameras, LIDAR)
+        self.offsets = {sensor: self.config.offset_of(sensor) for sensor in self.sensors}
+
+    def instant(self, ahead: int = 0) -> int:
+        assert self.start is not None
+        return self.start + (len(self.epoch) - self.old + ahead) * self.config.period_ns
+
+    def window(self, sensor: str, ahead: int = 0) -> range:
+        """Stamps that are usable for the next frame, or for one further ahead."""
+        expected, most = self.instant(ahead) + self.offsets[sensor], self.config.window_ns
+        return range(expected - most, expected + most + 1)
+
+    def fits(self, sensor: str, stamp: int, ahead: int = 0) -> bool:
+        return stamp in self.window(sensor, ahead)
+
+    def step(self, push: Push) -> None:
+        sensor, stamp, now = push
+        if sensor not in (*self.sensors, "time"):
+            self.counters[f"{sensor}: unknown sensor"] += 1
+            return
+        self.pass_time(stamp if now is None else now)
+        assert self.time is not None
+        if sensor != "time":
+            self.emit_due(self.time - 1)
+            fault = self.fault(sensor, stamp)
+            self.last_fault[sensor] = fault
+            if fault:
+                self.counters[f"{sensor}: {fault}"] += 1
+            else:
+                self.kept.setdefault(sensor, []).append(stamp)
+        self.emit_due(self.time)
+
+    def pass_time(self, now: int) -> None:
+        back = self.time is not None and now < self.time - JUMP_NS
+        ahead = self.start is not None and now > self.instant() + self.config.wait_ns + JUMP_NS
+        if back or ahead:
+            self.counters["time jumped back" if back else "time jumped ahead"] += 1
+            self.flush()
+            self.start = None if self.start is None else now
+            self.start_is_sample, self.old, self.time = False, 0, now
+            self.epoch, self.kept, self.attempts, self.last_fault = [], {}, {}, {}
+        self.time = now if self.time is None else max(self.time, now)
+
+    def fault(self, sensor: str, stamp: int) -> str:
+        config, offset = self.config, self.offsets[sensor]
+        assert self.time is not None
+        if stamp > self.time + config.max_ahead_ns:
+            return "early"
+        if not self.start_is_sample:
+            if stamp - offset < self.time - config.wait_ns - config.window_ns:
+                return "stale"
+            self.start, self.start_is_sample, self.old = stamp - offset, True, len(self.epoch)
+        if stamp in self.kept.get(sensor, [])[-RECENT_STAMPS:]:
+            return "duplicate"
+        furthest = 2 + (config.max_ahead_ns + config.wait_ns + JUMP_NS) // config.period_ns
+        possible = [i for i in range(furthest) if self.fits(sensor, stamp, i)]
+        newer = [other for other in self.kept.get(sensor, []) if other > stamp]
+        if possible:
+            replaced = all(any(self.fits(sensor, n, i) for n in newer) for i in possible)
+            return "out of order" if replaced else ""
+        if stamp - offset < self.instant():
+            if stamp - offset < self.instant(-1) - config.window_ns:
+                return "stale"
+            in_time = self.time <= self.instant(-1) + config.wait_ns
+            if in_time and self.fits(sensor, stamp, -1):
+                self.attempts.setdefault(sensor, []).append("almost")
+            had_older = bool(self.epoch) and sensor in self.epoch[-1].used
+            if stamp - offset <= self.instant(-1) and not (in_time and had_older):
+                return "late"
+        recent = self.kept.get(sensor, [])[-RECENT_STAMPS:]
+        return "out of order" if any(other > stamp for other in recent) else ""
+
+    def best(self) -> dict[str, int]:
+        newest = {}
+        for sensor, stamps in self.kept.items():
+            window = self.window(sensor)
+            if usable := [stamp for stamp in stamps if stamp in window]:
+                newest[sensor] = max(usable)
+        return newest
+
+    def is_awaited(self, sensor: str) -> bool:
+        return self.attempts.get(sensor, [])[-PATIENCE_FRAMES:] != ["miss"] * PATIENCE_FRAMES
+
+    def emit_due(self, now: int) -> None:
+        while self.start is not None and now >= self.instant():
+            best = self.best()
+            complete = all(s in best or not self.is_awaited(s) for s in self.sensors)
+            if not complete and now < self.instant() + self.config.wait_ns:
+                return
+            self.emit()
+
+    def emit(self) -> None:
+        best, last = self.best(), self.epoch[-1].stamp if self.epoch else -(10**30)
+        images = [stamp for sensor, stamp in best.items() if sensor != LIDAR]
+        wanted = [best.get(LIDAR, last), max(images, default=last), self.instant(), last + 1]
+        limit = self.config.max_sweeps
+        recent = sorted(self.kept.get(LIDAR, []))[-2 * limit :]
+        older = [stamp for stamp in recent if LIDAR in best and stamp < best[LIDAR]]
+        sweeps = [best[LIDAR], *reversed(older)][:limit] if LIDAR in best else []
+        frame = OracleFrame(
+            stamp=next(stamp for stamp in wanted if stamp > last),
+            used=best,
+            sweeps=tuple(sweeps),
+            missing={s: self.why_missing(s) for s in self.sensors if s not in best},
+            emitted=self.time or 0,
+        )
+        for sensor in self.sensors:
+            self.attempts.setdefault(sensor, []).append("hit" if sensor in best else "miss")
+        self.last_fault = {}
+        self.epoch.append(frame)
+        self.frames.append(frame)
+
+    def why_missing(self, sensor: str) -> str:
+        if self.last_fault.get(sensor):
+            return f"message dropped: {self.last_fault[sensor]}"
+        return "no data in time" if self.kept.get(sensor) else "no data yet"
+
+    def flush(self) -> None:
+        while self.start is not None and self.has_unused():
+            self.emit()
+
+    def has_unused(self) -> bool:
+        horizon = 2 + (self.config.max_ahead_ns + JUMP_NS) // self.config.period_ns
+        return any(
+            self.fits(sensor, stamp, ahead)
+            and all(stamp > frame.used.get(sensor, stamp - 1) for frame in self.epoch)
+            for sensor, stamps in self.kept.items()
+            for stamp in stamps
+            for ahead in range(horizon)
+        )
