@@ -26,7 +26,7 @@ remaps+=(-r "~/input/pointcloud:=/pointcloud" -r "~/input/odometry:=/odometry")
 "$programs/result_printer" &
 printer=$!
 "$programs/bev_node" --ros-args -p "bundle:='$bundle'" -p "calibration:='$work/rig.json'" \
-  -p calibration_timeout_s:=60 "${remaps[@]}" &
+  -p calibration_timeout_s:=60 -p use_sim_time:=true "${remaps[@]}" &
 node=$!
 stop() {
   kill -TERM "$node" "$printer" 2> /dev/null || true

@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import importlib.util
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -81,32 +82,80 @@ def configurations(value: Any) -> set[str]:
     return set()
 
 
+def launched(entities: list[Any]) -> dict[str, dict[str, Any]]:
+    return {node.kwargs["executable"]: node.kwargs for node in of_kind(entities, "Node")}
+
+
+def evaluate(expression: Any, **values: str) -> Any:
+    """What launch would make of a PythonExpression."""
+    words = [w if isinstance(w, str) else values[w.args[0]] for w in expression.args[0]]
+    return eval("".join(words))
+
+
 def test_arguments_are_declared_described_and_all_used(entities: list[Any]) -> None:
     declared = {entity.args[0]: entity for entity in of_kind(entities, "DeclareLaunchArgument")}
-    assert {"bundle", "calibration", "log", "version", "scene", "score_threshold", "rate"} <= set(
-        declared
-    )
-    assert {"namespace", "params"} <= set(declared)
+    assert set(declared) == {
+        "bundle", "camera_bundle", "lidar_bundle", "calibration", "log", "version", "scene", "rate",
+        "loop", "compressed", "engine", "score_threshold", "autostart", "use_sim_time", "namespace",
+        "params", "rviz", "shared_memory",
+    }  # fmt: skip
     assert all(entity.kwargs["description"] for entity in declared.values())
     used = configurations([e for e in entities if type(e).__name__ != "DeclareLaunchArgument"])
     assert used == set(declared)
     assert Path(declared["params"].kwargs["default_value"]).is_file()
+    assert declared["autostart"].kwargs["default_value"] == "true"
 
 
 def test_nodes_are_the_installed_executables(entities: list[Any]) -> None:
-    nodes = {node.kwargs["executable"]: node.kwargs for node in of_kind(entities, "Node")}
-    assert set(nodes) == {"bev_node", "log_player"}
+    nodes = launched(entities)
+    assert set(nodes) == {"bev_node", "log_player", "rviz2"}
+    assert nodes.pop("rviz2")["package"] == "rviz2"
     assert {node["package"] for node in nodes.values()} == {"perception"}
     assert configurations(nodes["log_player"]["condition"]) == {"log"}
     assert "condition" not in nodes["bev_node"]
 
 
+def test_what_the_launch_file_sets_are_parameters_of_the_nodes(entities: list[Any]) -> None:
+    module = PACKAGE / "perception_ros"
+    for executable, file in (("bev_node", "settings.py"), ("log_player", "log_player.py")):
+        text = (module / file).read_text()
+        for name in set(launched(entities)[executable]["parameters"][1]) - {"use_sim_time"}:
+            assert re.search(rf"^    {name}: \w.* = parameter\(", text, re.MULTILINE), name
+
+
 def test_the_node_listens_to_what_the_player_publishes(entities: list[Any]) -> None:
-    nodes = {node.kwargs["executable"]: node.kwargs for node in of_kind(entities, "Node")}
-    sensors = [f"{kind}{i}" for i in range(6) for kind in ("image", "camera_info")]
+    nodes = launched(entities)
+    kinds = ("image{}", "image{}/compressed", "camera_info{}")
+    sensors = [kind.format(i) for i in range(6) for kind in kinds]
     expected = {(f"~/input/{name}", name) for name in [*sensors, "pointcloud", "odometry"]}
     assert set(nodes["bev_node"]["remappings"]) == expected
     assert "remappings" not in nodes["log_player"]
+    for node in nodes.values():
+        assert configurations(node["namespace"]) == {"namespace"}
+
+
+def test_rviz_follows_the_namespace(entities: list[Any]) -> None:
+    rviz = launched(entities)["rviz2"]
+    file = Path(rviz["arguments"][1])
+    topics = re.findall(r"Value: (/bev/\S+)", file.read_text())
+    assert {(topic, topic[1:]) for topic in topics} == set(rviz["remappings"])
+    assert configurations(rviz["condition"]) == {"rviz"}
+
+
+def test_a_log_brings_its_own_time(entities: list[Any]) -> None:
+    arguments = {e.args[0]: e.kwargs for e in of_kind(entities, "DeclareLaunchArgument")}
+    ((expression,),) = [arguments["use_sim_time"]["default_value"]]
+    assert (evaluate(expression, log="some/log"), evaluate(expression, log="")) == ("true", "false")
+    nodes = launched(entities)
+    player = nodes["log_player"]["parameters"][1]
+    # The clock is sent, or else the log is moved to system time.
+    assert configurations(player["publish_clock"]) == {"use_sim_time"}
+    (shift,) = player["shift_to_now"].args
+    assert (evaluate(shift, use_sim_time="true"), evaluate(shift, use_sim_time="False")) == (
+        False, True,
+    )  # fmt: skip
+    assert configurations(nodes["bev_node"]["parameters"][1]["use_sim_time"]) == {"use_sim_time"}
+    assert "use_sim_time" not in player
 
 
 def test_both_names_of_the_profile_variable_are_set_to_the_file(entities: list[Any]) -> None:
@@ -116,15 +165,15 @@ def test_both_names_of_the_profile_variable_are_set_to_the_file(entities: list[A
 
 
 def test_the_played_rig_reaches_the_node(entities: list[Any]) -> None:
-    nodes = {node.kwargs["executable"]: node.kwargs for node in of_kind(entities, "Node")}
+    nodes = launched(entities)
     written = nodes["log_player"]["parameters"][1]["write_calibration"]
-    (expression,) = nodes["bev_node"]["parameters"][1]["calibration"].args
-    # The launch file's expression, with its two arguments filled in.
-    values = {"calibration": "", "log": "some/log"}
-    for filled, expected in (
-        (values, written),
-        (values | {"log": ""}, ""),
-        (values | {"calibration": "rig.json"}, "rig.json"),
+    parameters = nodes["bev_node"]["parameters"][1]
+    (rig,) = parameters["calibration"].args
+    (timeout,) = parameters["calibration_timeout_s"].args
+    for calibration, log, path, timeout_s in (
+        ("", "some/log", written, 300.0),
+        ("", "", "", 0.0),
+        ("rig.json", "some/log", "rig.json", 300.0),
     ):
-        words = [w if isinstance(w, str) else filled[w.args[0]] for w in expression.args[0]]
-        assert eval("".join(words)) == expected
+        assert evaluate(rig, calibration=calibration, log=log) == path
+        assert evaluate(timeout, log=log) == timeout_s

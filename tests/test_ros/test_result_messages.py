@@ -1,3 +1,7 @@
+import dataclasses
+import importlib
+import sys
+import types
 from array import array
 
 import numpy as np
@@ -6,10 +10,8 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is not installed: run make test in .venv-ros")
 pytest.importorskip("perception_ros", reason="the ROS workspace is not sourced")
 
-from diagnostic_msgs.msg import DiagnosticStatus
 from perception_msgs.msg import Box3DArray
 from perception_ros import result_messages
-from perception_ros.diagnostics import NodeState, to_diagnostics
 from visualization_msgs.msg import Marker
 
 from perception.geometry.grid import BevGrid
@@ -17,7 +19,6 @@ from runtime.api import Detections, MapMask, PerceptionResult
 
 pytestmark = pytest.mark.ros
 
-CAMERAS = ("CAM_FRONT", "CAM_BACK")
 STAMP_NS = 1_533_151_603_547_590_000
 
 
@@ -43,11 +44,13 @@ def result(
         sensors_used=used,
         sensors_missing={"CAM_BACK": "no data"} if missing is None else missing,
         stage_ms={"engine": 12.5},
+        calibration_epoch=3,
+        bundle_digest="0123456789abcdef",
     )
 
 
 def test_a_box_carries_its_class_size_heading_and_velocity() -> None:
-    message = result_messages.to_boxes(result(), CAMERAS, "base_link")
+    message = result_messages.to_boxes(result(), "base_link")
     (box,) = message.boxes
     assert (box.class_name, box.label, box.score) == ("truck", 1, 0.75)
     assert (box.pose.position.x, box.pose.position.y, box.pose.position.z) == (10, 2, 1)
@@ -58,11 +61,12 @@ def test_a_box_carries_its_class_size_heading_and_velocity() -> None:
 
 
 def test_boxes_carry_stamp_frame_and_sensors() -> None:
-    message = result_messages.to_boxes(result(), CAMERAS, "base_link")
+    message = result_messages.to_boxes(result(), "base_link")
     assert (message.header.stamp.sec, message.header.stamp.nanosec) == (1533151603, 547590000)
     assert message.header.frame_id == "base_link"
     assert list(message.sensors_used) == ["CAM_FRONT", "LIDAR_TOP"]
     assert [(f.sensor, f.reason) for f in message.sensors_missing] == [("CAM_BACK", "no data")]
+    assert (message.calibration_epoch, message.bundle) == (3, "0123456789abcdef")
 
 
 @pytest.mark.parametrize(
@@ -71,11 +75,11 @@ def test_boxes_carry_stamp_frame_and_sensors() -> None:
         (("CAM_FRONT", "LIDAR_TOP"), Box3DArray.MODE_FUSION, 1),
         (("CAM_BACK",), Box3DArray.MODE_CAMERA, 1),
         (("LIDAR_TOP",), Box3DArray.MODE_LIDAR, 1),
-        ((), Box3DArray.MODE_NONE, 0),
+        ((), Box3DArray.MODE_INVALID, 0),
     ],
 )
 def test_the_mode_says_what_contributed(used: tuple[str, ...], mode: int, num_boxes: int) -> None:
-    message = result_messages.to_boxes(result(used), CAMERAS, "base_link")
+    message = result_messages.to_boxes(result(used), "base_link")
     assert (message.mode, len(message.boxes)) == (mode, num_boxes)
 
 
@@ -93,8 +97,67 @@ def test_a_map_layer_without_any_sensor_is_unknown() -> None:
     assert grid.data == array("b", [-1] * 6)
 
 
+def test_the_map_mask_has_a_bit_per_class_and_one_for_known() -> None:
+    one = result()
+    # The second class: 0.5 and more in the first row only, and one cell that is not known.
+    other = np.array([[0.9, 0.5, 0.0], [0.0, 0.49, np.nan]], np.float32)
+    mask = dataclasses.replace(
+        one.map_mask, prob=np.stack([one.map_mask.prob[0], other]), classes=("walkway", "divider")
+    )
+    image = result_messages.to_map_mask(
+        dataclasses.replace(one, map_mask=mask), "base_link", threshold=0.5
+    )
+    assert (image.encoding, image.width, image.height, image.step) == ("mono8", 3, 2, 3)
+    assert image.header.frame_id == "base_link"
+    # walkway [[0, .1, .2], [.5, .996, 1]] is bit 1, divider bit 2, known 0x80.
+    assert image.data == array("B", [0x82, 0x82, 0x80, 0x81, 0x81, 0x01])
+
+
+def test_the_map_mask_of_no_sensor_knows_nothing() -> None:
+    image = result_messages.to_map_mask(result(used=()), "base_link", threshold=0.5)
+    assert image.data == array("B", [0] * 6)
+
+
+def test_the_map_mask_leaves_out_classes_for_which_it_has_no_bit() -> None:
+    one = result()
+    prob = np.ones((9, 2, 3), np.float32)
+    mask = dataclasses.replace(one.map_mask, prob=prob, classes=tuple("abcdefghi"))
+    image = result_messages.to_map_mask(
+        dataclasses.replace(one, map_mask=mask), "base_link", threshold=0.5
+    )
+    assert set(image.data) == {0xFF}  # seven classes and "known"
+
+
+@pytest.fixture
+def vision_msgs(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A stand-in for vision_msgs, which no registry of Python packages has: fields, no checks."""
+    stand_in = types.ModuleType("vision_msgs.msg")
+    for name in (
+        "BoundingBox3D", "Detection3D", "Detection3DArray", "ObjectHypothesis",
+        "ObjectHypothesisWithPose",
+    ):  # fmt: skip
+        setattr(stand_in, name, type(name, (types.SimpleNamespace,), {}))
+    monkeypatch.setitem(sys.modules, "vision_msgs", types.ModuleType("vision_msgs"))
+    monkeypatch.setitem(sys.modules, "vision_msgs.msg", stand_in)
+    monkeypatch.delitem(sys.modules, "perception_ros.vision_messages", raising=False)
+    return stand_in
+
+
+def test_boxes_as_vision_msgs(vision_msgs: types.ModuleType) -> None:
+    # Field names as in vision_msgs 4: Detection3D{header, results, bbox, id}.
+    to_detections = importlib.import_module("perception_ros.vision_messages").to_detections
+    boxes = result_messages.to_boxes(result(), "base_link")
+    message = to_detections(boxes)
+    assert message.header == boxes.header
+    (detection,), (box,) = message.detections, boxes.boxes
+    assert (detection.bbox.center, detection.bbox.size) == (box.pose, box.size)
+    (hypothesis,) = detection.results
+    assert (hypothesis.hypothesis.class_id, hypothesis.hypothesis.score) == ("truck", 0.75)
+    assert hypothesis.pose.pose == box.pose
+
+
 def test_markers_delete_the_old_ones_then_draw_cube_heading_and_text() -> None:
-    boxes = result_messages.to_boxes(result(), CAMERAS, "base_link")
+    boxes = result_messages.to_boxes(result(), "base_link")
     first, cube, heading, text = result_messages.to_markers(boxes).markers
     assert first.action == Marker.DELETEALL
     assert (cube.type, cube.scale.x) == (Marker.CUBE, 4.5)
@@ -103,38 +166,3 @@ def test_markers_delete_the_old_ones_then_draw_cube_heading_and_text() -> None:
     assert text.pose.position.z == pytest.approx(2.3)
     assert text.text == "truck 0.75"
     assert len({(m.ns, m.id) for m in (cube, heading, text)}) == 3
-
-
-def state(newest: PerceptionResult | None, silent_s: float = 0.1) -> NodeState:
-    return NodeState(
-        name="/bev", bundle_digest="0123456789abcdef", cameras=CAMERAS, result=newest,
-        silent_s=silent_s, max_silent_s=1.0, latency_ms=20.0,
-        counters={"CAM_BACK: bad length": 3},
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("newest", "silent_s", "level", "text"),
-    [
-        (None, 9.0, DiagnosticStatus.STALE, "waiting"),
-        (result(missing={}), 0.1, DiagnosticStatus.OK, "fusion"),
-        (result(), 0.1, DiagnosticStatus.WARN, "fusion, without CAM_BACK"),
-        (result(), 2.0, DiagnosticStatus.ERROR, "no result for 2.0 s"),
-        (result(used=()), 0.1, DiagnosticStatus.ERROR, "no usable sensor: CAM_BACK"),
-    ],
-)
-def test_diagnostics_judge(
-    newest: PerceptionResult | None, silent_s: float, level: bytes, text: str
-) -> None:
-    (status,) = to_diagnostics(state(newest, silent_s), STAMP_NS).status
-    assert status.level == level
-    assert status.message.startswith(text)
-
-
-def test_diagnostics_name_reasons_times_and_counts() -> None:
-    (status,) = to_diagnostics(state(result()), STAMP_NS).status
-    values = {pair.key: pair.value for pair in status.values}
-    assert values["missing: CAM_BACK"] == "no data"
-    assert values["engine_ms"] == "12.5"
-    assert values["count: CAM_BACK: bad length"] == "3"
-    assert values["bundle"] == "0123456789ab"

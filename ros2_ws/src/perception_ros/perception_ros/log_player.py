@@ -1,5 +1,7 @@
 """The node `log_player`: plays one scene of a nuScenes log with its true relative times.
 
+It publishes `/clock`, so that nodes with `use_sim_time` live in the log's time at any rate.
+
 What the tables list but the disk lacks is not published: to its receivers that sensor is silent, as
 it would be in a car.
 """
@@ -7,18 +9,22 @@ it would be in a car.
 import queue
 import threading
 import time
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import simplejpeg
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from perception_ros import convert
-from perception_ros.process import parameter, read_parameters, run_node
+from perception_ros.parameters import declare_parameters, parameter, read_parameters
+from perception_ros.process import run_node
 from runtime.api import (
     CameraImage,
     InputError,
@@ -32,26 +38,28 @@ from runtime.api import (
 
 @dataclass(frozen=True, kw_only=True)
 class PlayerSettings:
-    """The player's ROS parameters."""
+    """The player's ROS parameters; README.md holds the same table."""
 
-    log: str = parameter("", "Folder of the log: v1.0-*/, samples/, sweeps/.")
-    version: str = parameter("", "Folder of the tables; empty takes the only one.")
-    scene: str = parameter("", "Name of the scene; empty takes the first.")
+    log: str = parameter("", "folder of the log: `v1.0-*/`, `samples/`, `sweeps/`")
+    version: str = parameter("", "folder of the tables; empty: the only one")
+    scene: str = parameter("", "name of the scene; empty: the first")
     cameras: str = parameter(
         "CAM_FRONT CAM_FRONT_RIGHT CAM_FRONT_LEFT CAM_BACK CAM_BACK_LEFT CAM_BACK_RIGHT",
-        "Cameras of image0, image1, ...: those of the bundle, in its order.",
+        "cameras of image0, image1, ...: those of the bundle, in its order",
     )
-    rate: float = parameter(1.0, "Seconds of the log per second.")
-    loop: bool = parameter(False, "Start over at the end, with stamps that go on growing.")
-    shift_to_now: bool = parameter(False, "Move all stamps so that the first is the start's.")
-    wait_for_subscribers: bool = parameter(True, "Start when every topic has a listener.")
+    rate: float = parameter(1.0, "seconds of the log per second")
+    loop: bool = parameter(False, "start over at the end, with stamps that go on growing")
+    compressed: bool = parameter(False, "send images as JPEG on `image{i}/compressed`")
+    publish_clock: bool = parameter(True, "send the log's time on `/clock`")
+    shift_to_now: bool = parameter(False, "move all stamps so that the first is the start's")
+    wait_for_subscribers: bool = parameter(True, "start when every topic has a listener")
     settle_s: float = parameter(
-        1.0, "Pause between the last listener's arrival and the start, and at the end [s]."
+        1.0, "pause between the last listener's arrival and the start, and at the end [s]"
     )
-    num_ahead: int = parameter(24, "Messages read and decoded before their time.")
-    write_calibration: str = parameter("", "File to write the scene's rig to before playing.")
-    base_frame: str = parameter("base_link", "Frame of the car, odometry's child.")
-    fixed_frame: str = parameter("map", "Frame of odometry.")
+    num_ahead: int = parameter(24, "messages read and decoded before their time")
+    write_calibration: str = parameter("", "file to write the scene's rig to before playing")
+    base_frame: str = parameter("base_link", "frame of the car, odometry's child")
+    fixed_frame: str = parameter("map", "frame of odometry")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -70,6 +78,16 @@ LOOP_GAP_NS = 3_000_000_000
 """Silence between two rounds of a loop [ns]: longer than sweeps and poses are kept, so that nothing
 is carried from a scene's end to its start. Source: ours."""
 
+CLOCK_S = 0.01
+"""Longest time between two messages on /clock [s]. Source: ours; a tenth of a period."""
+
+JPEG_QUALITY = 95
+"""Of compressed images, 1..100. Source: ours; as most camera drivers."""
+
+
+_Item = tuple[int, SensorMessage, bytes]
+"""Time since the start [ns], the message, and its JPEG where images are sent compressed."""
+
 
 class LogPlayer(Node):
     """Publishes image{i}, camera_info{i}, pointcloud and odometry in the node's namespace.
@@ -78,10 +96,11 @@ class LogPlayer(Node):
         InputError: A parameter or the log is wrong.
     """
 
-    def __init__(self, _stop: threading.Event) -> None:
+    def __init__(self) -> None:
         """Open the log, write the calibration, start to play."""
         super().__init__("log_player")
         self.finished = threading.Event()
+        declare_parameters(self, PlayerSettings)
         self._settings = settings = read_parameters(self, PlayerSettings)
         self._log = NuScenesLog(Path(settings.log), settings.version or None)
         if not self._log.scenes:
@@ -95,7 +114,7 @@ class LogPlayer(Node):
         self._make_publishers()
         self._closing = threading.Event()
         self._errors: list[Exception] = []
-        self._ready: queue.Queue[tuple[int, SensorMessage] | None] = queue.Queue(settings.num_ahead)
+        self._ready: queue.Queue[_Item | None] = queue.Queue(settings.num_ahead)
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=name)
             for name, work in (("decode", self._decode), ("play", self._play))
@@ -125,8 +144,15 @@ class LogPlayer(Node):
         for index, camera in enumerate(self._settings.cameras.split()):
             if camera in self._calibration.cameras:
                 self._infos[camera] = self.create_publisher(CameraInfo, f"camera_info{index}", qos)
-                self._images[camera] = self.create_publisher(Image, f"image{index}", qos)
+                self._images[camera] = (
+                    self.create_publisher(CompressedImage, f"image{index}/compressed", qos)
+                    if self._settings.compressed
+                    else self.create_publisher(Image, f"image{index}", qos)
+                )
         self._clouds = self.create_publisher(PointCloud2, "pointcloud", qos)
+        self._clock = (
+            self.create_publisher(Clock, "/clock", deep) if self._settings.publish_clock else None
+        )
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Run a thread's work; its failure ends the process with its reason."""
@@ -143,14 +169,20 @@ class LogPlayer(Node):
             for message in self._log.messages(self._scene):
                 if not isinstance(message, CameraImage | LidarSweep):
                     self.get_logger().warning(f"{message.sensor} not played: {message.reason}")
-                elif not self._put((message.stamp_ns + shift_ns, message)):
+                elif not self._put((message.stamp_ns + shift_ns, message, self._jpeg(message))):
                     return
             if not self._settings.loop:
                 self._put(None)
                 return
             shift_ns += self._duration_ns + LOOP_GAP_NS
 
-    def _put(self, item: tuple[int, SensorMessage] | None) -> bool:
+    def _jpeg(self, message: SensorMessage) -> bytes:
+        if not (self._settings.compressed and isinstance(message, CameraImage)):
+            return b""
+        content = simplejpeg.encode_jpeg(message.rgb, JPEG_QUALITY, "RGB", "420")
+        return bytes(content)
+
+    def _put(self, item: _Item | None) -> bool:
         while not self._closing.is_set():
             try:
                 self._ready.put(item, timeout=0.1)
@@ -159,7 +191,7 @@ class LogPlayer(Node):
             return True
         return False
 
-    def _get(self) -> tuple[int, SensorMessage] | None:
+    def _get(self) -> _Item | None:
         while not self._closing.is_set():
             try:
                 return self._ready.get(timeout=0.1)
@@ -171,26 +203,45 @@ class LogPlayer(Node):
         """Publish each message at its time."""
         self._wait_for_subscribers()
         first_ns = time.time_ns() if self._settings.shift_to_now else self._first_ns
-        start, num_played, held_back = time.monotonic(), 0, 0.0
+        start, num_played, held_back, now_ns = time.monotonic(), 0, 0.0, first_ns
         while True:
             starved = self._ready.empty()
             item = self._get()
             if item is None:
                 break
-            offset_ns, message = item
-            early = start + offset_ns * 1e-9 / self._settings.rate - time.monotonic()
-            if early > 0 and self._closing.wait(early):
+            offset_ns, message, jpeg = item
+            due = start + offset_ns * 1e-9 / self._settings.rate
+            early = due - time.monotonic()
+            if early > 0 and not self._wait_until(due, first_ns + offset_ns):
                 return
             if early < 0 and starved:  # hold time back: hurrying would falsify what follows
                 start -= early
                 held_back -= early
-            self._publish(message, first_ns + offset_ns)
+            now_ns = first_ns + offset_ns
+            self._publish_clock(now_ns)
+            self._publish(message, now_ns, jpeg)
             num_played += 1
         self.get_logger().info(
             f"{self._scene}: {num_played} messages played, held back by reading {held_back:.2f} s"
         )
-        self._closing.wait(self._settings.settle_s)
+        settle_s = self._settings.settle_s
+        self._wait_until(
+            time.monotonic() + settle_s, now_ns + int(settle_s * self._settings.rate * 1e9)
+        )
         self.finished.set()
+
+    def _wait_until(self, due_s: float, due_ns: int) -> bool:
+        """Let time pass on /clock up to `due_ns`; false where the player is closed before."""
+        while (left_s := due_s - time.monotonic()) > 0:
+            if self._closing.wait(min(left_s, CLOCK_S)):
+                return False
+            left_s = max(0.0, due_s - time.monotonic())
+            self._publish_clock(due_ns - int(left_s * self._settings.rate * 1e9))
+        return True
+
+    def _publish_clock(self, now_ns: int) -> None:
+        if self._clock is not None:
+            self._clock.publish(Clock(clock=convert.make_header(now_ns, "").stamp))
 
     def _wait_for_subscribers(self) -> None:
         if not self._settings.wait_for_subscribers:
@@ -202,7 +253,7 @@ class LogPlayer(Node):
         # The other side may not have matched yet: what is sent before is lost to it.
         self._closing.wait(self._settings.settle_s)
 
-    def _publish(self, message: SensorMessage, stamp_ns: int) -> None:
+    def _publish(self, message: SensorMessage, stamp_ns: int, jpeg: bytes) -> None:
         """Send a message, and before it the car's pose at its time."""
         settings = self._settings
         if message.T_global_ego is not None:
@@ -217,7 +268,12 @@ class LogPlayer(Node):
             header = convert.make_header(stamp_ns, f"{message.camera.lower()}_optical")
             camera = self._calibration.cameras[message.camera]
             self._infos[message.camera].publish(convert.to_camera_info(camera, header))
-            self._images[message.camera].publish(convert.to_image(message.rgb, header))
+            image = (
+                CompressedImage(header=header, format="jpeg", data=array("B", jpeg))
+                if jpeg
+                else convert.to_image(message.rgb, header)
+            )
+            self._images[message.camera].publish(image)
 
 
 def main() -> None:

@@ -2,27 +2,35 @@
 
 import math
 from array import array
-from collections.abc import Collection
 
 import numpy as np
 from geometry_msgs.msg import Point, Pose, Quaternion, Vector3
 from nav_msgs.msg import MapMetaData, OccupancyGrid
 from perception_msgs.msg import Box3D, Box3DArray, SensorFault
+from sensor_msgs.msg import Image
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from perception_ros.convert import make_header
-from runtime.api import PerceptionResult
+from runtime.api import Mode, PerceptionResult
 
-MODE_NAMES = {
-    Box3DArray.MODE_NONE: "none",
-    Box3DArray.MODE_CAMERA: "camera",
-    Box3DArray.MODE_LIDAR: "lidar",
-    Box3DArray.MODE_FUSION: "fusion",
+MODES: dict[Mode, int] = {
+    "invalid": Box3DArray.MODE_INVALID,
+    "camera": Box3DArray.MODE_CAMERA,
+    "lidar": Box3DArray.MODE_LIDAR,
+    "fusion": Box3DArray.MODE_FUSION,
 }
+"""The result's mode -> `Box3DArray.mode`."""
 
 UNKNOWN = -1
 """OccupancyGrid's value for a cell nothing is known about. Source: nav_msgs/OccupancyGrid."""
+
+KNOWN_BIT = 0x80
+"""Set in every cell of the map mask about which something is known. Source: ours; nuScenes has six
+map classes, so a byte has room for it."""
+
+MAX_MASK_CLASSES = 7
+"""Classes for which a byte has a bit; further ones are in the OccupancyGrids only."""
 
 _COLORS = (
     (0.12, 0.47, 0.71), (1.00, 0.50, 0.05), (0.55, 0.34, 0.29), (0.17, 0.63, 0.17),
@@ -32,26 +40,20 @@ _COLORS = (
 """One colour a class, repeated where there are more. Source: ours (ten hues that stay apart)."""
 
 
-def mode_of(sensors_used: Collection[str], cameras: Collection[str]) -> int:
-    """Which kinds of sensor contributed, as `Box3DArray.MODE_*`; what is no camera is a LiDAR."""
-    num_cameras = len(set(sensors_used) & set(cameras))
-    camera = Box3DArray.MODE_CAMERA if num_cameras else Box3DArray.MODE_NONE
-    lidar = Box3DArray.MODE_LIDAR if len(set(sensors_used)) > num_cameras else Box3DArray.MODE_NONE
-    return int(camera | lidar)
-
-
-def to_boxes(result: PerceptionResult, cameras: Collection[str], frame_id: str) -> Box3DArray:
+def to_boxes(result: PerceptionResult, frame_id: str) -> Box3DArray:
     """Boxes with what they were made from; none where no sensor contributed."""
     message = Box3DArray(
         header=make_header(result.stamp_ns, frame_id),
-        mode=mode_of(result.sensors_used, cameras),
+        mode=MODES[result.mode],
         sensors_used=list(result.sensors_used),
         sensors_missing=[
             SensorFault(sensor=sensor, reason=reason)
             for sensor, reason in result.sensors_missing.items()
         ],
+        calibration_epoch=result.calibration_epoch,
+        bundle=result.bundle_digest,
     )
-    if message.mode != Box3DArray.MODE_NONE:
+    if result.mode != "invalid":
         detections = result.detections
         rows = zip(
             detections.boxes_ego.tolist(), detections.scores.tolist(), detections.labels.tolist(),
@@ -116,7 +118,7 @@ def to_map_layers(result: PerceptionResult, frame_id: str) -> dict[str, Occupanc
     """
     mask = result.map_mask
     percent = np.full(mask.prob.shape, UNKNOWN, np.int8)
-    if result.sensors_used:
+    if result.mode != "invalid":
         known = np.isfinite(mask.prob)
         percent[known] = np.rint(100 * np.clip(mask.prob[known], 0, 1)).astype(np.int8)
     header = make_header(result.stamp_ns, frame_id)
@@ -131,3 +133,30 @@ def to_map_layers(result: PerceptionResult, frame_id: str) -> dict[str, Occupanc
         name: OccupancyGrid(header=header, info=info, data=array("b", layer.tobytes()))
         for name, layer in zip(mask.classes, percent, strict=True)
     }
+
+
+def to_map_mask(result: PerceptionResult, frame_id: str, threshold: float) -> Image:
+    """All map classes in one mono8 image: bit i for the class i of the bundle, overlaps and all.
+
+    Row 0 is the lowest y and column 0 the lowest x, as in the OccupancyGrids. `KNOWN_BIT` tells
+    "nothing there" from "not known"; without any sensor every cell is 0.
+
+    Args:
+        result: One frame's answer.
+        frame_id: Frame of the car.
+        threshold: Probability from which a bit is set, 0..1.
+    """
+    mask = result.map_mask
+    bits = np.zeros((mask.grid.ny, mask.grid.nx), np.uint8)
+    if result.mode != "invalid":
+        bits[np.isfinite(mask.prob).all(axis=0)] = KNOWN_BIT
+        for index, layer in enumerate(mask.prob[:MAX_MASK_CLASSES]):
+            bits |= (layer >= threshold).astype(np.uint8) << np.uint8(index)
+    return Image(
+        header=make_header(result.stamp_ns, frame_id),
+        height=mask.grid.ny,
+        width=mask.grid.nx,
+        encoding="mono8",
+        step=mask.grid.nx,
+        data=array("B", bits.tobytes()),
+    )

@@ -20,7 +20,7 @@ COVERED_PERCENT = 50
 class ResultPrinter(Node):
     """Listens to boxes and to the map layer `drivable_area` of the node `bev` in its namespace."""
 
-    def __init__(self, _stop: threading.Event) -> None:
+    def __init__(self) -> None:
         """Connect the topics."""
         super().__init__("result_printer")
         self.finished = threading.Event()

@@ -6,7 +6,6 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: run make test in .v
 pytest.importorskip("perception_ros", reason="the ROS workspace is not sourced")
 
 from perception_ros.newest_worker import NewestWorker
-from perception_ros.stamp_clock import StampClock
 
 pytestmark = pytest.mark.ros
 
@@ -61,45 +60,3 @@ def test_stop_leaves_no_thread_behind() -> None:
     worker = NewestWorker(lambda item: None, pytest.fail, "short-lived")
     worker.stop()
     assert "short-lived" not in [thread.name for thread in threading.enumerate()]
-
-
-def test_the_clock_goes_on_from_the_newest_stamp() -> None:
-    steady = [100]
-    clock = StampClock(1.0, lambda: steady[0])
-    assert clock.now_ns() is None
-    clock.observe(5_000)
-    steady[0] = 150
-    assert clock.now_ns() == 5_050
-    clock.observe(4_900)  # a late message does not set the clock back
-    assert clock.now_ns() == 5_050
-    clock.observe(7_000)
-    assert clock.now_ns() == 7_000
-
-
-def test_the_clock_runs_slower_with_a_log_played_slowly() -> None:
-    steady = [0]
-    clock = StampClock(0.25, lambda: steady[0])
-    clock.observe(1_000)
-    steady[0] = 400
-    assert clock.now_ns() == 1_100
-
-
-def test_the_clock_starts_over_with_a_log_that_starts_over() -> None:
-    clock = StampClock(1.0, lambda: 0)
-    clock.observe(10_000_000_000)
-    clock.observe(8_999_999_999)  # more than a second older
-    assert clock.now_ns() == 8_999_999_999
-
-
-def test_messages_that_waited_during_a_pause_come_before_the_time_that_passed() -> None:
-    steady = [0]
-    clock = StampClock(1.0, lambda: steady[0])
-    clock.observe(1_000)
-    assert clock.settled_ns() is None
-    steady[0] = 500  # the process stood still; a message of 1_100 waits
-    assert clock.settled_ns() == 1_000
-    clock.observe(1_100)
-    steady[0] = 520
-    assert clock.settled_ns() == 1_120
-    steady[0] = 540
-    assert clock.settled_ns() == 1_120
