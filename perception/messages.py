@@ -71,7 +71,8 @@ class SensorFrame:
     """What is known at one instant: the model's raw input."""
 
     stamp_ns: int
-    """Reference time [ns]: the LiDAR sweep's, or the newest image's where there is no sweep."""
+    """Reference time [ns]: the LiDAR sweep's, or the newest image's where there is no new sweep, or
+    when the frame was due where there is no new image either."""
     T_global_ego: Float64[np.ndarray, "4 4"] | None
     """Ego pose at `stamp_ns`. The model works in this ego frame."""
     images: Mapping[str, CameraImage]

@@ -1,11 +1,13 @@
 """Turns stamped messages of many sensors into one frame per period. No clock: time is data.
 
-time ->    t(k-1)                 t(k)       t(k) + wait          o  message in frame k
-             |                     |              |               x  superseded
-camera   .   x   .   .  [  x   .   o   .   .   ]  |               [] window of frame k: round
-LiDAR        x       .   .   .  [  x    o      .  |  ]               t(k) + the sensor's offset
-                                   |______________|
-                   frame k goes out here, as soon as every sensor has a message in its window
+            t(k-1)                         t(k)         t(k) + wait     t(k+1)
+time        --|-----------------------------|--------------|--------------|--->
+camera  x     |                  o          |            x |              |
+  window      [    t(k) - 40 ms, 60 ms each way   ]        |              |
+LiDAR         |      x              o       |      x       |     x        |
+  window      |           [        t(k), 60 ms each way       ]           |
+                                            |______________|
+      frame k takes o, here or, if it has to wait for a sensor, within this time
 """
 
 import bisect

@@ -1,4 +1,5 @@
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from sensor_schedule import (
     stamps_of,
 )
 
+from perception.data.nuscenes_log import MissingFile, NuScenesLog
 from perception.errors import InputError
-from perception.messages import Calibration
+from perception.messages import Calibration, CameraImage
 from perception.taxonomy import CAMERAS, LIDAR
 from runtime.synchronizer import JUMP_NS, PATIENCE_FRAMES, Synchronizer, SynchronizerConfig
 
@@ -55,6 +57,18 @@ def test_real_rates_give_a_complete_frame_every_period_and_drop_nothing() -> Non
         ages_ns = [instant_ns - stamp_ns for stamp_ns in stamps_of(frame).values()]
         assert -3.2 * MS <= min(ages_ns)
         assert max(ages_ns) <= 83.4 * MS  # one period of a camera
+    assert not synchronizer.counters
+
+
+def test_defaults_bear_delays_of_60_ms_of_the_lidar_and_66_ms_of_the_cameras() -> None:
+    # Oldest usable: t(k) - 60 ms and t(k) - 40 - 60 ms. End of the wait: t(k) + 50 ms. Between them
+    # come a period, 50 or 83.3 ms, and the delay.
+    synchronizer, frames = new(), []
+    arrivals = [(stamp + (60 if name == LIDAR else 66) * MS, name) for stamp, name in schedule(5)]
+    for now_ns, name in sorted(arrivals):
+        stamp_ns = now_ns - (60 if name == LIDAR else 66) * MS
+        frames += synchronizer.push(message(name, stamp_ns), now_ns)
+    assert [dict(frame.missing) for frame in frames[1:]] == [{}] * 49
     assert not synchronizer.counters
 
 
@@ -295,6 +309,21 @@ def test_same_messages_give_the_same_frames() -> None:
         (f.stamp_ns, stamps_of(f)) for f in second
     ]
     assert all(a.stamp_ns < b.stamp_ns for a, b in pairwise(first))
+
+
+@pytest.mark.nuscenes
+def test_real_keyframes_use_each_image_once(real_log_root: Path) -> None:
+    log = NuScenesLog(real_log_root)
+    for scene in log.scenes:
+        synchronizer, frames, num_images = new(period_ns=500 * MS), [], 0
+        for item in log.messages(scene):
+            if not isinstance(item, MissingFile):
+                num_images += isinstance(item, CameraImage)
+                frames += synchronizer.push(item)
+        frames += synchronizer.flush()
+        assert sum(len(frame.images) for frame in frames) == num_images
+        assert not frames[0].missing
+        assert not synchronizer.counters
 
 
 def test_new_calibration_holds_from_the_next_frame_on() -> None:
