@@ -12,7 +12,7 @@ SHAPES := --jaxtyping-packages=perception,beartype.beartype
 TEST_BUNDLE := build/test_bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-gpu bench bench-synthetic bench-data bench-bev-pool bench-bev-pool-cuda bench-sparse ros demo clean
+.PHONY: help setup check format test test-slow test-gpu bench bench-synthetic bench-data bench-bev-pool bench-bev-pool-cuda bench-sparse bench-ros nightly ros demo clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -76,6 +76,13 @@ bench-bev-pool-cuda: .venv/.done ## the CUDA kernel against other algorithms and
 
 bench-sparse: .venv/.done ## tables of the sparse encoder and the encoder itself, at full size
 	@$(BIN)/python tests/benchmark_sparse.py --log $(LOG)
+
+bench-ros: .venv/.done ## time of decoding one frame's ROS messages
+	@PYTHONPATH=tests/test_ros:ros2_ws/src/perception_ros $(BIN)/python tests/benchmark_ros_convert.py
+
+nightly: .venv/.done $(TEST_BUNDLE) ## a thousand cases of each malformed message, 200,000 damaged ones
+	@BEV_NIGHT=1 $(BIN)/python -m pytest tests/test_ros/test_malformed.py --timeout 3600
+	@BEV_NIGHT=1 PYTHON=$(PYTHON) bash ros2_ws/run_tests.sh $(TEST_BUNDLE) -k damaged_bytes -s 2> build/nightly.log
 
 ros: ## make .venv-ros and build the ROS 2 workspace
 	@PYTHON=$(PYTHON) bash ros2_ws/make_environment.sh

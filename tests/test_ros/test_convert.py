@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: run make test in .venv-ros")
-pytest.importorskip("perception_ros", reason="the ROS workspace is not sourced")
+pytest.importorskip("perception_msgs", reason="the ROS workspace is not sourced")
 
+import cv2
+from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
 from perception_ros import convert
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from runtime.api import CameraCalibration
@@ -39,7 +41,7 @@ def test_a_stamp_survives_the_header(stamp_ns: int) -> None:
 
 
 def test_a_stamp_that_was_never_set_is_refused() -> None:
-    assert reason_of(convert.to_stamp_ns, Header()) == "stamp"
+    assert reason_of(convert.to_stamp_ns, Header()) == "stamp_zero"
 
 
 @pytest.mark.parametrize(
@@ -57,11 +59,12 @@ def test_each_encoding_gives_rgb_and_row_padding_is_left_out(
 ) -> None:
     # Two rows of three pixels, each row followed by two bytes of padding (255).
     row = bytes([*pixel, *pixel, *pixel, 255, 255])
-    rgb = convert.to_rgb(image(encoding, 3, 2, len(row), row + row))
+    message = image(encoding, 3, 2, len(row), row + row)
+    rgb = convert.to_rgb(message)
     expected = [10, 10, 10] if encoding == "mono8" else [10, 20, 30]
     assert rgb.shape == (2, 3, 3)
-    assert rgb.flags.c_contiguous
     assert (rgb == expected).all()
+    assert np.shares_memory(rgb, np.frombuffer(message.data, np.uint8))
 
 
 def test_an_image_survives_the_message() -> None:
@@ -74,11 +77,11 @@ def test_an_image_survives_the_message() -> None:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (image("yuv422", 2, 1, 4, bytes(4)), "encoding"),
-        (image("rgb8", 0, 1, 0, b""), "size"),
-        (image("rgb8", 2, 0, 6, b""), "size"),
-        (image("rgb8", 2, 1, 5, bytes(5)), "size"),
-        (image("rgb8", 2, 2, 6, bytes(11)), "length"),
+        (image("yuv422", 2, 1, 4, bytes(4)), "encoding_unsupported"),
+        (image("rgb8", 0, 1, 0, bytes(1)), "size_zero"),
+        (image("rgb8", 2, 0, 6, b""), "image_empty"),
+        (image("rgb8", 2, 1, 5, bytes(5)), "step_short"),
+        (image("rgb8", 2, 2, 6, bytes(11)), "data_short"),
     ],
 )
 def test_an_image_that_does_not_fit_is_refused_with_its_reason(message: Image, reason: str) -> None:
@@ -100,6 +103,14 @@ def test_no_image_raises_anything_but_a_conversion_error(
     except convert.ConversionError:
         return
     assert rgb.shape == (height, width, 3)
+
+
+def test_a_compressed_image_is_unpacked() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    done, data = cv2.imencode(".png", np.ascontiguousarray(rgb[:, :, ::-1]))
+    assert done
+    message = CompressedImage(header=HEADER, format="png", data=array("B", data.tobytes()))
+    np.testing.assert_array_equal(convert.compressed_to_rgb(message), rgb)
 
 
 POINTS = np.array([[1.5, -2.0], [3.25, 4.0], [0.5, -1.0], [7.0, 255.0]], np.float32)
@@ -156,13 +167,13 @@ def test_a_cloud_survives_the_message() -> None:
     message = convert.to_cloud(POINTS, HEADER)
     assert isinstance(message.data, array)
     np.testing.assert_array_equal(convert.to_points_lidar(message), POINTS)
-    nothing = convert.to_points_lidar(convert.to_cloud(POINTS[:, :0], HEADER))
-    assert nothing.shape == (4, 0)
+    nothing = convert.to_cloud(POINTS[:, :0], HEADER)
+    assert reason_of(convert.to_points_lidar, nothing) == "no_points"
 
 
 def test_points_that_are_not_finite_are_left_out() -> None:
-    bad = np.repeat(POINTS[:, :1], 5, axis=1)
-    bad[0, 1], bad[2, 2], bad[3, 3] = np.nan, np.inf, np.nan
+    bad = np.repeat(POINTS[:, :1], 4, axis=1)
+    bad[0, 1], bad[2, 2] = np.nan, np.inf
     points = convert.to_points_lidar(convert.to_cloud(bad, HEADER))
     np.testing.assert_array_equal(points, np.repeat(POINTS[:, :1], 2, axis=1))
 
@@ -183,13 +194,13 @@ def changed(**values: object) -> PointCloud2:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (cloud({"x": "f4", "y": "f4", "z": "f4"}), "fields"),
-        (cloud({"x": "f4", "y": "f4", "z": "f4", "intensity": "u2"}), "fields"),
-        (cloud({"x": "f4", "y": "f4", "z": "u1", "intensity": "f4"}), "fields"),
-        (changed(point_step=15), "size"),
-        (changed(row_step=31), "size"),
-        (changed(height=2), "length"),
-        (changed(data=array("B", bytes(31))), "length"),
+        (cloud({"x": "f4", "y": "f4", "z": "f4"}), "field_missing"),
+        (cloud({"x": "f4", "y": "f4", "z": "u1", "intensity": "f4"}), "field_type"),
+        (changed(point_step=15, row_step=32), "point_step_short"),
+        (changed(row_step=31), "row_step_short"),
+        (changed(height=2), "data_short"),
+        (changed(data=array("B", bytes(31))), "data_short"),
+        (changed(data=array("B", bytes(33))), "data_long"),
     ],
 )
 def test_a_cloud_that_does_not_fit_is_refused_with_its_reason(
@@ -253,31 +264,27 @@ def info(**values: object) -> CameraInfo:
     return message
 
 
-def region(**values: int) -> CameraInfo:
-    message = info()
-    for name, value in values.items():
-        setattr(message.roi, name, value)
-    return message
-
-
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (info(k=[0.0] * 9), "intrinsics"),
-        (info(k=[np.nan] + [1.0] * 8), "intrinsics"),
-        (info(k=[-5.0, 0.0, 1.0, 0.0, 5.0, 1.0, 0.0, 0.0, 1.0]), "intrinsics"),
-        (info(width=0), "size"),
-        (info(binning_x=2), "region"),
-        (region(x_offset=4), "region"),
-        (region(width=800, height=900), "region"),
+        (info(k=[0.0] * 9), "uncalibrated"),
+        (info(k=[-5.0, 0.0, 1.0, 0.0, 5.0, 1.0, 0.0, 0.0, 1.0]), "focal_length"),
+        (info(width=0), "size_zero"),
     ],
 )
 def test_a_camera_info_that_cannot_be_used_is_refused(message: CameraInfo, reason: str) -> None:
     assert reason_of(convert.to_intrinsics, message) == reason
 
 
-def test_a_region_that_is_the_whole_image_is_taken() -> None:
-    assert convert.to_intrinsics(region(width=1600, height=900))[1:] == (1600, 900)
+def test_binning_and_a_region_change_the_intrinsics() -> None:
+    message = info(binning_x=2, binning_y=3)
+    message.roi.x_offset, message.roi.y_offset = 400, 300
+    message.roi.width, message.roi.height = 1000, 450
+    K_cam, width_px, height_px = convert.to_intrinsics(message)
+    # From the corner: (816.27 - 400) / 2 and (491.5 - 300) / 3; 1266.4 / 2 and / 3.
+    expected = [[633.2, 0, 208.135], [0, 1266.4 / 3, 191.5 / 3], [0, 0, 1]]
+    np.testing.assert_allclose(K_cam, expected, rtol=0, atol=1e-9)
+    assert (width_px, height_px) == (500, 150)
 
 
 angles = st.floats(-np.pi, np.pi)
@@ -320,11 +327,34 @@ def odometry(child: str = "base_link", w: float = 1.0, x: float = 0.0) -> Odomet
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (odometry(child="trailer"), "frame"),
-        (odometry(w=0.0), "pose"),
-        (odometry(w=float("nan")), "pose"),
-        (odometry(x=float("inf")), "pose"),
+        (odometry(child="trailer"), "child_frame"),
+        (odometry(w=0.0), "quaternion"),
+        (odometry(x=float("inf")), "position"),
     ],
 )
 def test_an_odometry_that_is_no_pose_of_the_car_is_refused(message: Odometry, reason: str) -> None:
     assert reason_of(convert.to_T_global_ego, message, "base_link") == reason
+
+
+def stamped(child: str, x: float) -> TransformStamped:
+    message = TransformStamped(header=convert.make_header(0, "base_link"), child_frame_id=child)
+    message.transform.translation.x = x
+    message.transform.rotation.w = 1.0
+    return message
+
+
+class TfMessage:
+    """What tf2_msgs/TFMessage has; its package is in no wheel."""
+
+    transforms = (stamped("lidar", 1.5), stamped("camera", float("nan")), stamped("radar", 2.0))
+
+
+def test_one_bad_transform_does_not_cost_the_others() -> None:
+    errors: list[convert.ConversionError] = []
+    transforms = convert.to_transforms(TfMessage(), errors.append)
+    assert [error.reason for error in errors] == ["position"]
+    assert {child: (parent, T[0, 3]) for child, (parent, T) in transforms.items()} == {
+        "lidar": ("base_link", 1.5),
+        "radar": ("base_link", 2.0),
+    }
+    assert reason_of(convert.to_transforms, TfMessage()) == "position"
