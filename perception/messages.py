@@ -123,7 +123,7 @@ class PerceptionResult:
     sensors_missing: Mapping[str, str]
     """Sensor name -> why it was not used."""
     stage_ms: Mapping[str, float]
-    """Time spent per stage [ms]."""
+    """Time spent per stage [ms]; a name with "/" is part of another stage."""
     calibration_epoch: int = 0
     """The frame's."""
     bundle_digest: str = ""

@@ -1,9 +1,10 @@
 """From a sensor frame to the network's input tensors: the same code in training and in the car."""
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Float32, Float64, Int32, UInt8
 from perception.geometry import pillars, rigid
 from perception.geometry.depth_image import depth_image
 from perception.geometry.image_crop import ImageCrop
+from perception.geometry.point_blocks import PointBlocks
 from perception.geometry.pool_table import PoolTable, PoolTableCache, pool_table
 from perception.input_spec import InputSpec
 from perception.messages import Calibration, SensorFrame
@@ -144,11 +146,11 @@ def prepare_frame(
     used = tuple(sensor for sensor, fault in faults.items() if fault is None)
     accumulated = run(_timed, _frame_points, frame, spec, LIDAR in used)
     sorted_points = run(_timed, _pillars, accumulated, spec, change)
-    pixels, images_ms = _timed(_cut_images, frame, spec, used, change, images_out)
+    pixels, images_ms = _timed(_cut_images, frame, spec, used, change, images_out, executor)
     rig = _camera_rig(frame, spec, used, change, compensate_ego_motion)
     table, table_ms = _timed(rig_pool_table, rig, spec, change.T_ego_aug_ego, tables)
     points_ego, accumulate_ms = accumulated.result()
-    depth_img, depth_ms = _timed(_depth_images, points_ego, rig, spec)
+    depth_img, depth_ms = _timed(_depth_images, points_ego, rig, spec, executor)
     columns, pillars_ms = sorted_points.result()
     return PreparedFrame(
         inputs=ModelInputs(
@@ -187,6 +189,16 @@ def _now(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
     return future
 
 
+def _share(tasks: Sequence[Callable[[], object]], executor: Executor | None) -> None:
+    """Do tasks here, the last one first, and meanwhile in the executor, once it is idle."""
+    futures = [executor.submit(task) for task in tasks] if executor else [None] * len(tasks)
+    for task, future in zip(reversed(tasks), reversed(futures), strict=True):
+        if future is None or future.cancel():
+            task()
+        else:
+            future.result()
+
+
 def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     """What the function gives, and how long it took [ms]."""
     start = time.perf_counter()
@@ -200,17 +212,20 @@ def _cut_images(
     used: tuple[str, ...],
     change: FrameAugmentation,
     out: UInt8[np.ndarray, "cam h w 3"] | None,
+    executor: Executor | None,
 ) -> UInt8[np.ndarray, "cam h w 3"]:
     """The network's images, black where a camera is not used."""
     if out is None:
         out = np.empty(
             (len(spec.cameras), spec.image.height_px, spec.image.width_px, 3), dtype=np.uint8
         )
+    tasks = []
     for index, camera in enumerate(spec.cameras):
         if camera in used:
-            change.cut(camera, frame.images[camera].rgb, out[index])
+            tasks.append(partial(change.cut, camera, frame.images[camera].rgb, out[index]))
         else:
             out[index] = 0
+    _share(tasks, executor)
     return out
 
 
@@ -242,14 +257,28 @@ def calibrated_rig(
 
 
 def rig_depth_images(
-    points_ego: Float32[np.ndarray, "5 n"], rig: CameraRig, spec: InputSpec
+    points_ego: Float32[np.ndarray, "5 n"],
+    rig: CameraRig,
+    spec: InputSpec,
+    executor: Executor | None = None,
 ) -> Float32[np.ndarray, "cam h w"]:
     """Depths of points in each of the network's images; zeros for a camera that is not used."""
     height, width = spec.image.height_px, spec.image.width_px
     depth = np.zeros((len(spec.cameras), height, width), np.float32)
-    for index, (K_img_aug, T_ego_cam) in enumerate(zip(rig.K_img_aug, rig.T_ego_cam, strict=True)):
-        if K_img_aug is not None and T_ego_cam is not None:
-            depth[index] = depth_image(points_ego, T_ego_cam, K_img_aug, height, width)
+    cameras = [
+        (index, T, K)
+        for index, (T, K) in enumerate(zip(rig.T_ego_cam, rig.K_img_aug, strict=True))
+        if T is not None and K is not None
+    ]
+    if not cameras or points_ego.shape[1] == 0:
+        return depth
+    blocks = PointBlocks(points_ego, np.mean([T[:2, 3] for _, T, _ in cameras], axis=0))
+
+    def draw(index: int, T_ego_cam: np.ndarray, K_img_aug: np.ndarray) -> None:
+        points = blocks.maybe_seen(T_ego_cam, K_img_aug, height, width)
+        depth[index] = depth_image(points, T_ego_cam, K_img_aug, height, width)
+
+    _share([partial(draw, *camera) for camera in cameras], executor)
     return depth
 
 
@@ -322,8 +351,11 @@ def _pillars(
 
 
 def _depth_images(
-    points_ego: Float32[np.ndarray, "5 n"], rig: CameraRig, spec: InputSpec
+    points_ego: Float32[np.ndarray, "5 n"],
+    rig: CameraRig,
+    spec: InputSpec,
+    executor: Executor | None,
 ) -> Float32[np.ndarray, "cam h_depth w_depth"]:
     if not spec.depth_image:
         return np.zeros((len(spec.cameras), 0, 0), np.float32)
-    return rig_depth_images(points_ego, rig, spec)
+    return rig_depth_images(points_ego, rig, spec, executor)

@@ -3,6 +3,7 @@
 import io
 import time
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,12 @@ from runtime.engines.base import OUTPUT_NAMES, EngineError, ModelOutputs
 from runtime.pipeline import Pipeline
 
 _INPUT, _OUTPUT = "input.", "output."
+
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(AttributeError, TypeError),  # the file is one array, not an archive of them
+)
+"""What numpy raises for a file that is no archive of arrays, or not this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +80,7 @@ def read_golden(bundle: Bundle) -> tuple[ModelInputs, ModelOutputs]:
             arrays = {name: file[name] for name in file.files}
         inputs = {name: arrays.pop(_INPUT + name) for name in bundle.card.input_names}
         outputs = {name: arrays.pop(_OUTPUT + name) for name in OUTPUT_NAMES}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"{path} is no golden frame of this bundle ({error}): export the bundle again."
         ) from error

@@ -27,6 +27,7 @@ from runtime.pipeline import Pipeline
 NUM_SWEEPS = 10
 SWEEP_PERIOD_NS = 50_000_000
 SPEED = 10.0
+EGO_RADIUS = 1.0
 
 
 def main() -> None:
@@ -87,7 +88,8 @@ def full_size_frame(log: NuScenesLog) -> SensorFrame:
         T_then_now = T_lidar_now @ rigid.inverse(T_now_then) @ frame.calibration.T_ego_lidar
         xyz = rigid.apply(T_then_now, newest.points_lidar[:3].T.astype(np.float64)).T
         points_lidar = newest.points_lidar.copy()
-        points_lidar[:3] = xyz + random.normal(0.0, 0.05, xyz.shape)
+        is_world = ~(np.abs(newest.points_lidar[:2]) < EGO_RADIUS).all(axis=0)  # else the car itself
+        points_lidar[:3, is_world] = (xyz + random.normal(0.0, 0.05, xyz.shape))[:, is_world]
         sweeps.append(
             LidarSweep(
                 stamp_ns=newest.stamp_ns - age * SWEEP_PERIOD_NS,

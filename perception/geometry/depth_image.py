@@ -8,7 +8,7 @@ from perception.geometry.camera import MIN_DEPTH
 
 
 def depth_image(
-    points_ego: Float32[np.ndarray, "5 n"],
+    points_ego: Float32[np.ndarray, "rows n"],
     T_ego_cam: Float64[np.ndarray, "4 4"],
     K_img_aug: Float64[np.ndarray, "3 3"],
     height_px: int,
@@ -35,14 +35,35 @@ def depth_image(
     P = (K_img_aug @ T_cam_ego[:3]).astype(np.float32)
     x, y, z = points_ego[:3]
     with np.errstate(invalid="ignore", over="ignore"):
-        depth = P[2, 0] * x + P[2, 1] * y + P[2, 2] * z + P[2, 3]
-        front = np.flatnonzero(depth > MIN_DEPTH)
-        depth, points = depth[front], points_ego[:3].take(front, axis=1)
-        u, v = (rigid.product_of_columns(P[:, :3], points)[:2] + P[:2, 3:]) / depth
-        seen = np.flatnonzero((u >= 0) & (u < width_px) & (v >= 0) & (v < height_px))
-    # pixel centres lie at half integers, so the pixel of a point is the floor of u and v
-    pixel = v[seen].astype(np.int64) * width_px + u[seen].astype(np.int64)
-    image = np.full(height_px * width_px, np.inf, np.float32)
-    np.minimum.at(image, pixel, depth[seen])
-    image[image == np.inf] = 0.0
+        u_depth, v_depth, depth = (_affine(row, x, y, z) for row in P)
+        seen = depth > MIN_DEPTH
+        for value, size in ((u_depth, width_px), (v_depth, height_px)):
+            seen &= value >= 0
+            seen &= value < size * depth
+    seen = np.flatnonzero(seen)
+    depth = depth.take(seen)
+    # pixel centres lie at half integers, so the pixel of a point is the floor of u and v; rounding
+    # may carry a point up to the edge
+    u = np.minimum((u_depth.take(seen) / depth).astype(np.int64), width_px - 1)
+    v = np.minimum((v_depth.take(seen) / depth).astype(np.int64), height_px - 1)
+    pixel = v * width_px + u
+    image = np.zeros(height_px * width_px, np.float32)
+    image[pixel] = np.inf
+    np.minimum.at(image, pixel, depth)
     return image.reshape(height_px, width_px)
+
+
+def _affine(
+    row: Float32[np.ndarray, " 4"],
+    x: Float32[np.ndarray, " n"],
+    y: Float32[np.ndarray, " n"],
+    z: Float32[np.ndarray, " n"],
+) -> Float32[np.ndarray, " n"]:
+    """A row of a projection times each point, in this thread: see `rigid.product_of_columns`."""
+    result = x * row[0]
+    term = y * row[1]
+    result += term
+    np.multiply(z, row[2], out=term)
+    result += term
+    result += row[3]
+    return result

@@ -61,13 +61,14 @@ class ImageCrop:
             `out`, or the new array.
         """
         height, width, _ = rgb.shape
-        flat, strides = _memory(rgb)
+        lines, strides = _memory(rgb)
         taps = _bilinear_taps(self, width, height, strides)
         # In place: fresh arrays of this size cost more than the arithmetic on them.
         rows = []
-        for left, right in (taps.index[:2], taps.index[2:]):
-            row = flat.take(left) * taps.left
-            row += flat.take(right) * taps.right
+        for line in (taps.upper_line, taps.lower_line):
+            source = lines[line]
+            row = source.take(taps.left_byte, axis=1) * taps.left
+            row += source.take(taps.right_byte, axis=1) * taps.right
             row >>= 8
             rows.append(row)
         blend, bottom = rows
@@ -84,8 +85,8 @@ class ImageCrop:
 
 def _memory(
     rgb: UInt8[np.ndarray, "h w 3"],
-) -> tuple[UInt8[np.ndarray, " n"], tuple[int, int, int]]:
-    """The bytes that an image lies in, from its lowest address on, and its strides.
+) -> tuple[UInt8[np.ndarray, "h n"], tuple[int, int]]:
+    """The bytes of each line, from its lowest address on, and the strides of column and channel.
 
     An image upside down or mirrored is copied: no camera sends one.
     """
@@ -93,17 +94,20 @@ def _memory(
         rgb = np.ascontiguousarray(rgb)
     row, column, channel = rgb.strides
     height, width, _ = rgb.shape
-    length = (height - 1) * row + (width - 1) * column + 2 * abs(channel) + 1
     lowest = rgb if channel >= 0 else rgb[..., ::-1]
-    flat = np.lib.stride_tricks.as_strided(lowest, (length,), (1,), writeable=False)
-    return flat, (row, column, channel)
+    shape = (height, (width - 1) * column + 2 * abs(channel) + 1)
+    lines = np.lib.stride_tricks.as_strided(lowest, shape, (row, 1), writeable=False)
+    return lines, (column, channel)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Taps:
     """Where the four neighbours of each output value lie, and their weights out of 256."""
 
-    index: tuple[Int64[np.ndarray, "h_aug n"], ...]
+    upper_line: Int64[np.ndarray, " h_aug"]
+    lower_line: Int64[np.ndarray, " h_aug"]
+    left_byte: Int64[np.ndarray, " n"]
+    right_byte: Int64[np.ndarray, " n"]
     left: UInt16[np.ndarray, " n"]
     right: UInt16[np.ndarray, " n"]
     upper: UInt16[np.ndarray, "h_aug 1"]
@@ -111,31 +115,25 @@ class _Taps:
 
 
 @lru_cache(maxsize=16)
-def _bilinear_taps(
-    crop: ImageCrop, width: int, height: int, strides: tuple[int, int, int]
-) -> _Taps:
-    row_stride, column_stride, channel_stride = strides
-    channels = np.arange(3) * channel_stride - 2 * min(channel_stride, 0)
+def _bilinear_taps(crop: ImageCrop, width: int, height: int, strides: tuple[int, int]) -> _Taps:
     A = crop.A_img_aug_img(width, height)
     u = (np.arange(crop.width_px) + 0.5 - A[0, 2]) / A[0, 0] - 0.5
     v = (np.arange(crop.height_px) + 0.5 - A[1, 2]) / A[1, 1] - 0.5
     u, v = np.clip(u, 0, width - 1), np.clip(v, 0, height - 1)
     u_low, v_low = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
-    u_high, v_high = np.minimum(u_low + 1, width - 1), np.minimum(v_low + 1, height - 1)
+    column_stride, channel_stride = strides
+    channels = np.arange(3) * channel_stride - 2 * min(channel_stride, 0)
+
+    def byte(columns: np.ndarray) -> np.ndarray:
+        return (columns[:, None] * column_stride + channels).reshape(-1)
+
     right = np.repeat(np.round((u - u_low) * 256), 3).astype(np.uint16)
     lower = np.round((v - v_low) * 256).astype(np.uint16)[:, None]
-
-    def index(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        values = (columns[:, None] * column_stride + channels).reshape(-1)
-        return rows[:, None] * row_stride + values[None, :]
-
     return _Taps(
-        index=(
-            index(v_low, u_low),
-            index(v_low, u_high),
-            index(v_high, u_low),
-            index(v_high, u_high),
-        ),
+        upper_line=v_low,
+        lower_line=np.minimum(v_low + 1, height - 1),
+        left_byte=byte(u_low),
+        right_byte=byte(np.minimum(u_low + 1, width - 1)),
         left=np.uint16(256) - right,
         right=right,
         upper=np.uint16(256) - lower,

@@ -4,17 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from toy_bundle import NUM_BOXES
+from toy_frames import FakeEngine, calibration, frame, moving
 
 from perception.bundle import Bundle, load_bundle
 from perception.errors import InputError
-from perception.geometry import rigid
-from perception.messages import (
-    Calibration,
-    CameraCalibration,
-    CameraImage,
-    LidarSweep,
-    SensorFrame,
-)
+from perception.geometry import pool_table
+from perception.messages import Calibration
 from perception.model_inputs import ModelInputs
 from perception.taxonomy import CAMERAS, LIDAR
 from runtime.engines.base import EngineError, ModelOutputs
@@ -24,59 +19,6 @@ from runtime.pipeline import Pipeline
 @pytest.fixture(scope="module")
 def bundle(toy_bundle: Path) -> Bundle:
     return load_bundle(toy_bundle)
-
-
-def frame(cameras: tuple[str, ...] = CAMERAS, lidar: bool = True) -> SensorFrame:
-    """A grey picture per camera (level 10 * its index), one point 5 m ahead of the LiDAR."""
-    forward = rigid.transform_from_quaternion((0.5, -0.5, 0.5, -0.5), (0, 0, 1.5))
-    K_cam = np.array([[100.0, 0, 80], [0, 100, 45], [0, 0, 1]])
-    camera = CameraCalibration(K_cam=K_cam, T_ego_cam=forward, width_px=160, height_px=90)
-    images = {
-        name: CameraImage(
-            camera=name,
-            stamp_ns=0,
-            rgb=np.full((90, 160, 3), 10 * CAMERAS.index(name), np.uint8),
-            T_global_ego=None,
-        )
-        for name in cameras
-    }
-    points = np.array([[5.0], [0.0], [0.0], [1.0]], np.float32)
-    sweep = LidarSweep(stamp_ns=0, points_lidar=points, T_global_ego=None)
-    return SensorFrame(
-        stamp_ns=0,
-        T_global_ego=None,
-        images=images,
-        sweeps=(sweep,) * lidar,
-        calibration=Calibration(cameras=dict.fromkeys(CAMERAS, camera), T_ego_lidar=np.eye(4)),
-        missing={},
-    )
-
-
-class FakeEngine:
-    """Answers what it is told to."""
-
-    description = "fake"
-    precision = "fp32"
-
-    def __init__(self, **changes: np.ndarray) -> None:
-        self.calls = 0
-        self.error: EngineError | None = None
-        answer = {
-            "boxes_ego": np.tile(np.array([1, 2, 0, 4, 2, 1.5, 0, 0, 0], np.float32), (3, 1)),
-            "scores": np.array([0.2, 0.9, 0.5], np.float32),
-            "labels": np.array([0, 1, 2]),
-            "map_prob": np.full((6, 40, 40), 0.25, np.float32),
-        }
-        self.outputs = ModelOutputs(**{**answer, **changes})
-
-    def input_buffer(self, name: str) -> None:
-        return None
-
-    def run(self, inputs: ModelInputs) -> ModelOutputs:
-        self.calls += 1
-        if self.error is not None:
-            raise self.error
-        return self.outputs
 
 
 def test_a_whole_frame_gives_boxes_best_first_and_a_map(bundle: Bundle) -> None:
@@ -202,6 +144,91 @@ def test_each_of_the_128_sensor_subsets_gives_its_own_boxes(bundle: Bundle) -> N
         assert result.sensors_used == cameras + (LIDAR,) * lidar
         assert set(result.sensors_missing) == {*CAMERAS, LIDAR} - set(result.sensors_used)
     pipeline.close()
+
+
+def test_each_result_names_its_bundle_and_its_calibration(bundle: Bundle) -> None:
+    pipeline = Pipeline(bundle, engine=FakeEngine())
+    for number, sensors in enumerate((frame(), frame((), lidar=False))):
+        result = pipeline.process(dataclasses.replace(sensors, calibration_epoch=number))
+        assert result.bundle_digest == bundle.digest
+        assert result.calibration_epoch == number
+
+
+def test_parts_of_the_preparation_are_timed_apart(bundle: Bundle) -> None:
+    stage_ms = Pipeline(bundle, engine=FakeEngine()).process(frame()).stage_ms
+    parts = {name for name in stage_ms if name.startswith("preprocess/")}
+    names = ("images", "pool_table", "depth_image", "accumulate", "pillars")
+    assert parts == {f"preprocess/{name}" for name in names}
+    # what runs in the other thread may take longer than it is waited for, the rest may not
+    here = sum(stage_ms[f"preprocess/{name}"] for name in ("images", "pool_table", "depth_image"))
+    assert here <= stage_ms["preprocess"]
+
+
+class BufferEngine(FakeEngine):
+    """Has memory for the images, and shows what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = np.full((6, 32, 88, 3), 99, np.uint8)
+        self.seen: list[ModelInputs] = []
+
+    def input_buffer(self, name: str) -> np.ndarray | None:
+        return self.memory if name == "images" else None
+
+    def run(self, inputs: ModelInputs) -> ModelOutputs:
+        self.seen.append(dataclasses.replace(inputs, images=inputs.images.copy()))
+        assert inputs.images is self.memory
+        return super().run(inputs)
+
+
+def test_images_are_cut_into_the_engines_memory_and_no_old_one_stays(bundle: Bundle) -> None:
+    engine = BufferEngine()
+    pipeline = Pipeline(bundle, engine=engine)
+    pipeline.process(frame())
+    pipeline.process(frame(("CAM_BACK",)))
+    index = CAMERAS.index("CAM_BACK")
+    whole, lost = (inputs.images.reshape(6, -1) for inputs in engine.seen)
+    assert (whole == 10 * np.arange(6)[:, None]).all()
+    assert (lost[index] == 10 * index).all()
+    assert not np.delete(lost, index, axis=0).any()  # another picture's pixels would be stale data
+
+
+def test_the_way_of_the_car_moves_the_cameras_unless_that_is_switched_off(bundle: Bundle) -> None:
+    still = BufferEngine()
+    Pipeline(bundle, engine=still).process(frame())
+    driven = {}
+    for compensates in (True, False):
+        engine = driven[compensates] = BufferEngine()
+        pipeline = Pipeline(bundle, engine=engine, compensate_ego_motion=compensates)
+        pipeline.process(moving(frame(), ahead=6.0))
+    as_mounted = still.seen[0].pool_runs
+    np.testing.assert_array_equal(driven[False].seen[0].pool_runs, as_mounted)
+    assert not np.array_equal(driven[True].seen[0].pool_runs, as_mounted)
+
+
+def test_a_prepared_calibration_costs_the_next_frame_no_table(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline(bundle, engine=FakeEngine(), compensate_ego_motion=False)
+    lost = frame(("CAM_BACK", "CAM_FRONT"))
+    pipeline.process(lost)
+    changed = calibration(focal_px=110.0)
+    pipeline.prepare_calibration(changed)
+    built = []
+    monkeypatch.setattr(pool_table, "pool_table", lambda *arguments: built.append(arguments))
+    # those of all cameras and of the cameras that the newest frame had are there
+    for sensors in (lost, frame()):
+        result = pipeline.process(dataclasses.replace(sensors, calibration=changed))
+        assert result.sensors_used
+    assert built == []
+
+
+def test_a_calibration_that_no_image_can_be_cut_by_is_refused(bundle: Bundle) -> None:
+    wide = dataclasses.replace(calibration().cameras["CAM_FRONT"], height_px=20)
+    with pytest.raises(ValueError, match="expected 32 or more"):
+        Pipeline(bundle, engine=FakeEngine()).prepare_calibration(
+            Calibration(cameras={"CAM_FRONT": wide}, T_ego_lidar=np.eye(4))
+        )
 
 
 @pytest.mark.parametrize("changes", [{"num_threads": -1}, {"score_threshold": 1.5}])
