@@ -40,6 +40,11 @@ class LatencyRecorder:
         for stage, time_ms in stage_ms.items():
             self.add(stage, time_ms)
 
+    @property
+    def samples(self) -> dict[str, list[float]]:
+        """Times per stage [ms]."""
+        return {stage: list(samples) for stage, samples in self._samples.items()}
+
     def summaries(self) -> dict[str, LatencySummary]:
         """Distribution per stage. Percentiles are times that occurred, never means of two."""
         return {stage: _summary(np.array(samples)) for stage, samples in self._samples.items()}

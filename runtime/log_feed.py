@@ -1,7 +1,7 @@
-"""Feeds a recorded log to the synchronizer, at the pace of its stamps or without a clock.
+"""Feeds a recording to the synchronizer, at the pace of its stamps or without a clock.
 
 decoder thread --(messages read ahead)--> feeder thread --(newest frame)--> whoever iterates
-  JPEG, points                             waits for each stamp's time,
+  JPEG, points, faults                     waits for each message's time,
                                            synchronizer
 """
 
@@ -9,23 +9,28 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from perception.data.nuscenes_log import MissingFile, NuScenesLog
-from perception.messages import CameraImage, SensorFrame, SensorMessage
-from perception.taxonomy import LIDAR
+from perception.data.nuscenes_log import MissingFile
+from perception.messages import SensorFrame
 from runtime.latency import LatencyRecorder
+from runtime.message_source import Arrival, MessageSource, sensor_of
+from runtime.replay_faults import FaultPlan, with_faults
 from runtime.synchronizer import Synchronizer, SynchronizerConfig
 
 READ_AHEAD = 24
 """Messages decoded in advance: a quarter of a second of nuScenes, 100 MiB of images.
 Source: ours."""
 
+MAX_SILENCE_NS = 10_000_000_000
+"""A recording that says nothing for longer was paused: the clock goes on where it goes on [ns].
+Source: ours; shorter silences give frames without sensors, as in the car."""
+
 OVERTAKEN = "overtaken by a newer frame while the pipeline was busy"
 
-Entry = tuple[str, SensorMessage | MissingFile]
-"""Scene and what it delivers next."""
+Entry = tuple[str, Arrival]
+"""Scene and what arrives next."""
 
 DecodedQueue = queue.Queue[Entry | Exception | None]
 """Entries in order, then None; or what went wrong while reading."""
@@ -33,59 +38,67 @@ DecodedQueue = queue.Queue[Entry | Exception | None]
 
 @dataclass(frozen=True, kw_only=True)
 class FedFrame:
-    """A frame and when it came about, on `time.perf_counter` [s]; no times on the virtual clock."""
+    """A frame and when it came about; on the virtual clock there is only the stamps' time."""
 
     scene: str
     frame: SensorFrame
+    emitted_ns: int
+    """When the synchronizer gave it, on the clock of the stamps [ns]."""
     stamp_s: float | None = None
-    """When the replay's clock stood at the frame's stamp."""
+    """When the replay's clock stood at the frame's stamp, on `time.perf_counter` [s]."""
     complete_s: float | None = None
-    """When the synchronizer emitted the frame."""
+    """When the synchronizer gave the frame, on `time.perf_counter` [s]."""
 
 
 class LogFeed:
-    """Frames of a log in time order, one scene after the other, and what happened on the way."""
+    """Frames of a recording in time order, one scene after the other, and what happened."""
 
     def __init__(
         self,
-        log: NuScenesLog,
+        source: MessageSource,
         scenes: Sequence[str],
         config: SynchronizerConfig,
         recorder: LatencyRecorder,
+        faults: FaultPlan | None = None,
     ) -> None:
         """Prepare; nothing is read yet.
 
         Args:
-            log: Where the messages come from.
+            source: Where the messages come from.
             scenes: Which, in this order.
             config: How they become frames.
-            recorder: Takes the time per file under "decode".
+            recorder: Takes the time per message under "decode".
+            faults: What is done to the messages on the way; nothing by default.
         """
         self.num_frames = 0
         """Frames that the synchronizer has emitted."""
         self.messages: Counter[str] = Counter()
-        """Messages per sensor."""
+        """Messages per sensor that arrived."""
         self.missing_files: list[MissingFile] = []
         self.dropped_frames: Counter[str] = Counter()
         """Frames never given out, by reason."""
+        self.faults: Counter[str] = Counter()
+        """What was done to messages, as "SENSOR: kind"."""
         self.synchronizer_counters: Counter[str] = Counter()
         self.held_back_s = 0.0
         """How long the clock stood still because decoding was slower than the log [s]."""
-        self._log = log
+        self._source = source
         self._scenes = scenes
         self._config = config
         self._recorder = recorder
+        self._plan = faults or FaultPlan()
 
     def virtual(self) -> Iterator[FedFrame]:
         """Every frame, as fast as the caller takes them; the same ones in every run."""
         for scene in self._scenes:
             synchronizer = self._synchronizer(scene)
-            for _, item in self._entries(scene):
-                frames = synchronizer.advance(item.stamp_ns) + self._push(synchronizer, item)
-                for frame in frames:
-                    yield self._count(FedFrame(scene=scene, frame=frame))
+            last_ns: int | None = None
+            for _, arrival in self._entries(scene):
+                for now_ns, frame in self._steps(synchronizer, arrival, last_ns):
+                    yield self._fed(scene, frame, now_ns)
+                last_ns = arrival.now_ns
             for frame in synchronizer.flush():
-                yield self._count(FedFrame(scene=scene, frame=frame))
+                yield self._fed(scene, frame, last_ns or frame.stamp_ns)
             self.synchronizer_counters += synchronizer.counters
 
     def paced(self, speed: float) -> Iterator[FedFrame]:
@@ -138,74 +151,113 @@ class LogFeed:
                 if isinstance(entry, Exception):
                     raise entry
                 if pace is not None and (entry is None or entry[0] != pace.scene):
-                    self._close_group(newest, pace, stop)
-                    newest.wait_until_fetched(stop)  # the next scene overtakes nothing of this one
-                    self.synchronizer_counters += pace.synchronizer.counters
+                    self._end_scene(newest, pace, stop)
                 if entry is None:
                     break
-                scene, item = entry
+                scene, arrival = entry
                 if pace is None or scene != pace.scene:
-                    pace = _PacedScene(scene, self._synchronizer(scene), item.stamp_ns, speed)
+                    pace = _PacedScene(scene, self._synchronizer(scene), arrival.now_ns, speed)
+                elif arrival.now_ns - pace.last_ns > MAX_SILENCE_NS:
+                    pace.skip(arrival.now_ns - pace.last_ns)
                 elif starved:
-                    self.held_back_s += pace.hold_back(item.stamp_ns)
-                deadline_ns = pace.synchronizer.deadline_ns
-                if deadline_ns is not None and deadline_ns < item.stamp_ns:
-                    self._close_group(newest, pace, stop)
-                pace.wait_until(item.stamp_ns, stop)
-                frames = pace.synchronizer.advance(item.stamp_ns)
-                self._give(newest, pace, frames + self._push(pace.synchronizer, item))
+                    self.held_back_s += pace.hold_back(arrival.now_ns)
+                self._feed_one(newest, pace, arrival, stop)
             newest.end(None)
         except Exception as error:  # goes to the thread that can tell the user
             newest.end(error)
 
-    def _close_group(
+    def _feed_one(
+        self,
+        newest: "_NewestFrame",
+        pace: "_PacedScene",
+        arrival: Arrival,
+        stop: threading.Event,
+    ) -> None:
+        def wait(now_ns: int) -> None:
+            pace.wait_until(now_ns, stop)
+
+        for now_ns, frame in self._steps(pace.synchronizer, arrival, pace.last_ns, wait):
+            self._give(newest, pace, frame, now_ns)
+        pace.last_ns = arrival.now_ns
+
+    def _end_scene(
         self, newest: "_NewestFrame", pace: "_PacedScene", stop: threading.Event
     ) -> None:
-        """Wait until the open group, if any, has waited long enough, and emit it."""
-        deadline_ns = pace.synchronizer.deadline_ns
-        if deadline_ns is not None:
-            pace.wait_until(deadline_ns, stop)
-            self._give(newest, pace, pace.synchronizer.advance(deadline_ns))
+        for frame in pace.synchronizer.flush():
+            self._give(newest, pace, frame, pace.last_ns)
+        newest.wait_until_fetched(stop)  # the next scene overtakes nothing of this one
+        self.synchronizer_counters += pace.synchronizer.counters
 
     def _give(
-        self, newest: "_NewestFrame", pace: "_PacedScene", frames: Sequence[SensorFrame]
+        self, newest: "_NewestFrame", pace: "_PacedScene", frame: SensorFrame, now_ns: int
     ) -> None:
-        for frame in frames:
-            fed = FedFrame(
-                scene=pace.scene,
-                frame=frame,
-                stamp_s=pace.time_of(frame.stamp_ns),
-                complete_s=time.perf_counter(),
-            )
-            newest.put(self._count(fed))
+        stamp_s, complete_s = pace.time_of(frame.stamp_ns), time.perf_counter()
+        newest.put(self._fed(pace.scene, frame, now_ns, stamp_s, complete_s))
 
     def _synchronizer(self, scene: str) -> Synchronizer:
-        return Synchronizer(self._config, self._log.calibration(scene))
+        return Synchronizer(self._config, self._source.calibration(scene))
+
+    def _steps(
+        self,
+        synchronizer: Synchronizer,
+        arrival: Arrival,
+        last_ns: int | None,
+        wait: Callable[[int], None] = lambda now_ns: None,
+    ) -> Iterator[tuple[int, SensorFrame]]:
+        """Frames that are due before a message, and those that it completes, with their time."""
+        paused = last_ns is not None and arrival.now_ns - last_ns > MAX_SILENCE_NS
+        due_ns = synchronizer.deadline_ns
+        while not paused and due_ns is not None and due_ns < arrival.now_ns:
+            wait(due_ns)
+            for frame in synchronizer.advance(due_ns):
+                yield due_ns, frame
+            due_ns = synchronizer.deadline_ns
+        wait(arrival.now_ns)
+        for frame in self._push(synchronizer, arrival):
+            yield arrival.now_ns, frame
+
+    def _push(self, synchronizer: Synchronizer, arrival: Arrival) -> list[SensorFrame]:
+        message, now_ns = arrival.message, arrival.now_ns
+        if message is None or isinstance(message, MissingFile):
+            if message is not None:
+                self.missing_files.append(message)
+                synchronizer.reject(message.sensor, message.reason)
+            return synchronizer.advance(now_ns)
+        self.messages[sensor_of(message)] += 1
+        return synchronizer.push(message, now_ns)
 
     def _entries(self, scene: str) -> Iterator[Entry]:
-        """The log's messages, each timed while it is read."""
-        messages = self._log.messages(scene)
+        """What arrives, each message timed while it is read."""
+        for arrival in with_faults(self._timed(scene), self._plan, scene, self.faults):
+            yield scene, arrival
+
+    def _timed(self, scene: str) -> Iterator[Arrival]:
+        arrivals = self._source.arrivals(scene)
         while True:
             start = time.perf_counter()
-            item = next(messages, None)
-            if item is None:
+            arrival = next(arrivals, None)
+            if arrival is None:
                 return
-            if not isinstance(item, MissingFile):
+            if not isinstance(arrival.message, MissingFile | None):
                 self._recorder.add("decode", (time.perf_counter() - start) * 1e3)
-            yield scene, item
+            yield arrival
 
-    def _push(
-        self, synchronizer: Synchronizer, item: SensorMessage | MissingFile
-    ) -> list[SensorFrame]:
-        if isinstance(item, MissingFile):
-            self.missing_files.append(item)
-            return []
-        self.messages[item.camera if isinstance(item, CameraImage) else LIDAR] += 1
-        return synchronizer.push(item)
-
-    def _count(self, fed: FedFrame) -> FedFrame:
+    def _fed(
+        self,
+        scene: str,
+        frame: SensorFrame,
+        emitted_ns: int,
+        stamp_s: float | None = None,
+        complete_s: float | None = None,
+    ) -> FedFrame:
         self.num_frames += 1
-        return fed
+        return FedFrame(
+            scene=scene,
+            frame=frame,
+            emitted_ns=emitted_ns,
+            stamp_s=stamp_s,
+            complete_s=complete_s,
+        )
 
 
 class _PacedScene:
@@ -214,6 +266,8 @@ class _PacedScene:
     def __init__(self, scene: str, synchronizer: Synchronizer, stamp_ns: int, speed: float) -> None:
         self.scene = scene
         self.synchronizer = synchronizer
+        self.last_ns = stamp_ns
+        """When the last message arrived [ns]."""
         self._first_ns = stamp_ns
         self._start_s = time.perf_counter()
         self._speed = speed
@@ -221,6 +275,10 @@ class _PacedScene:
     def time_of(self, stamp_ns: int) -> float:
         """When the clock stands at a stamp [s]."""
         return self._start_s + (stamp_ns - self._first_ns) * 1e-9 / self._speed
+
+    def skip(self, pause_ns: int) -> None:
+        """Let a pause of the recording [ns] take no time."""
+        self._start_s -= pause_ns * 1e-9 / self._speed
 
     def hold_back(self, stamp_ns: int) -> float:
         """Let the clock stand at `stamp_ns` if it is past it; gives by how much [s]."""

@@ -1,4 +1,4 @@
-"""Replay a recorded log through the pipeline: what comes out, how fast, and what was missing.
+"""Replay a recorded drive through the pipeline: what comes out, how fast, and what was missing.
 
 At `--speed 1` the messages arrive with the offsets at which they were recorded and the newest frame
 wins, as in the car; at `--speed 0` a virtual clock gives every frame, the same ones in every run.
@@ -7,126 +7,135 @@ wins, as in the car; at `--speed 0` a virtual clock gives every frame, the same 
 import argparse
 import json
 import math
-import resource
+import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, runtime_checkable
 
 from perception import atomic_file
-from perception.bundle import load_bundle
+from perception.bundle import GOLDEN_FILE, Bundle, load_bundle
 from perception.data.nuscenes_log import NuScenesLog
 from perception.errors import InputError, run_command
-from perception.messages import PerceptionResult
-from perception.model_card import BOX_COLUMNS
-from perception.taxonomy import LIDAR
-from runtime.calibration_file import write_calibration
-from runtime.engines.onnx_engine import BevPoolForm
-from runtime.engines.selection import EngineKind, open_engine
+from perception.messages import PerceptionResult, SensorFrame
+from perception.provenance import environment
+from runtime import golden, replay_options, replay_report
+from runtime.bag_feed import BagSource
+from runtime.budgets import judge, read_budgets
+from runtime.calibration_file import read_calibration, write_calibration
+from runtime.engines.selection import open_engine
+from runtime.ladder import Ladder
 from runtime.latency import LatencyRecorder
 from runtime.log_feed import FedFrame, LogFeed
+from runtime.message_source import MessageSource, NuScenesSource
+from runtime.output_times import OutputTimes
 from runtime.pipeline import Pipeline
+from runtime.replay_faults import FaultPlan, parse_fault
+from runtime.self_test import self_test
 from runtime.synchronizer import SynchronizerConfig
 
 REPORT_FILE = "replay.json"
+PAGE_FILE = "replay.md"
+PICTURE_FILE = "latency.png"
 DETECTIONS_FILE = "detections.json"
-FORMAT_VERSION = 1
-"""Of both files."""
-
-MAP_THRESHOLD = 0.5
-"""Probability above which a map cell counts as covered. Source: ours."""
+FORMAT_VERSION = 2
+"""Of the report. 2: bundles, modes, faults, environment."""
 
 MAX_NAMED_FILES = 100
 """Missing files named in the report, so that it stays readable."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line, see `--help`."""
-    options = _parse(arguments)
-    log = NuScenesLog(options.log, options.version)
-    scenes = tuple(options.scene or log.scenes)
-    for scene in scenes:
-        log.calibration(scene)  # an unknown scene is refused before anything is computed
-    if options.write_calibration is not None:
-        if len(scenes) != 1:
-            raise InputError(
-                f"--write-calibration takes one scene's rig, got {len(scenes)} scenes: "
-                "add --scene NAME."
-            )
-        write_calibration(options.write_calibration, log.calibration(scenes[0]))
-        sys.stdout.write(f"calibration of {scenes[0]} written to {options.write_calibration}\n")
-        return 0
-    if options.bundle is None:
-        raise InputError("no bundle given: pass the folder that export/to_onnx.py made.")
-    bundle = load_bundle(options.bundle)
-    engine = open_engine(bundle, options.engine, options.threads, options.bev_pool)
-    pipeline = Pipeline(bundle, engine=engine, score_threshold=options.score_threshold)
-    replay = Replay(pipeline, log, scenes, options.speed, verbose=options.verbose)
-    replay.run()
-    sys.stdout.write(replay.text())
-    if options.out is not None:
-        replay.write(options.out)
-        sys.stdout.write(f"written to {options.out}\n")
-    return 0
+@runtime_checkable
+class FrameSink(Protocol):
+    """Something that keeps frames and their results, e.g. a video."""
+
+    def add(self, scene: str, frame: SensorFrame, result: PerceptionResult) -> None:
+        """Take one frame."""
+
+    def close(self) -> None:
+        """Finish the file; without it there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """How a recording is replayed."""
+
+    speed: float = 1.0
+    """Seconds of the log per second; 0 for the virtual clock."""
+    period_ms: float = 100.0
+    """Time from frame to frame [ms]."""
+    score_threshold: float = 0.0
+    """The pipeline's, for the detections file."""
+    faults: FaultPlan = field(default_factory=FaultPlan)
+    """What is done to the messages."""
+    verbose: bool = False
+    """Whether each frame gets a line on stdout."""
+
+    def __post_init__(self) -> None:
+        """Refuse times that cannot be."""
+        if not (math.isfinite(self.speed) and self.speed >= 0):
+            raise InputError(f"speed is {self.speed}, expected 0 (as fast as possible) or more.")
+        if not (math.isfinite(self.period_ms) and self.period_ms > 0):
+            raise InputError(f"period is {self.period_ms} ms, expected more than 0.")
 
 
 class Replay:
-    """One run of a log through a pipeline."""
+    """One run of a recording through a pipeline."""
 
     def __init__(
         self,
-        pipeline: Pipeline,
-        log: NuScenesLog,
+        pipeline: Pipeline | Ladder,
+        source: MessageSource,
         scenes: Sequence[str],
-        speed: float,
-        *,
-        verbose: bool = False,
+        config: ReplayConfig,
+        sinks: Sequence[FrameSink] = (),
     ) -> None:
         """Prepare; nothing is read yet.
 
         Args:
             pipeline: What computes the frames.
-            log: The recording.
+            source: The recording.
             scenes: Which scenes, in this order.
-            speed: Seconds of the log per second; 0 for the virtual clock.
-            verbose: Whether each frame gets a line on stdout.
-
-        Raises:
-            InputError: The speed is below 0 or not finite.
+            config: How.
+            sinks: Get each frame with its result; the time that they take is in no latency.
         """
-        if not (math.isfinite(speed) and speed >= 0):
-            raise InputError(f"speed is {speed}, expected 0 (as fast as possible) or more.")
         self._pipeline = pipeline
-        self._log = log
+        self._source = source
         self._scenes = tuple(scenes)
-        self._speed = speed
-        self._verbose = verbose
+        self._config = config
+        self._sinks = tuple(sinks)
         self._recorder = LatencyRecorder()
-        config = SynchronizerConfig(
-            cameras=pipeline.bundle.card.inputs.cameras,
-            max_sweeps=pipeline.bundle.card.inputs.pillars.num_sweeps,
+        self._times = OutputTimes(self._recorder, config.speed)
+        inputs, period_ns = pipeline.bundle.card.inputs, round(config.period_ms * 1e6)
+        self._sensors = inputs.sensors
+        synchronizer = SynchronizerConfig(
+            cameras=inputs.cameras,
+            period_ns=period_ns,
+            wait_ns=min(period_ns, SynchronizerConfig.wait_ns),
+            max_sweeps=inputs.pillars.num_sweeps,
         )
-        self._feed = LogFeed(log, self._scenes, config, self._recorder)
-        self._records: list[dict[str, Any]] = []
+        self._feed = LogFeed(source, self._scenes, synchronizer, self._recorder, config.faults)
+        self._records: list[golden.Record] = []
         self._sensors_used: Counter[str] = Counter()
         self._sensors_missing: Counter[str] = Counter()
+        self._modes: list[str] = []
+        self._num_incomplete = 0
         self._warm_up_ms = 0.0
 
     def run(self) -> None:
         """Replay all scenes."""
+        speed = self._config.speed
         self._warm_up_ms = self._pipeline.warm_up()
-        frames = self._feed.paced(self._speed) if self._speed > 0 else self._feed.virtual()
-        for fed in frames:
+        for fed in self._feed.paced(speed) if speed > 0 else self._feed.virtual():
             start_s = time.perf_counter()
             result = self._pipeline.process(fed.frame)
-            self._record_times(fed, result, start_s)
-            self._sensors_used[_sensors_text(result.sensors_used)] += 1
-            self._sensors_missing.update(result.sensors_missing.keys())
-            self._records.append(_frame_record(fed.scene, result))
-            self._show(fed.scene, result)
+            self._times.add(fed, result, start_s)
+            self._keep(fed, result)
+        for sink in self._sinks:
+            sink.close()
         if sys.stderr.isatty():
             sys.stderr.write("\n")
 
@@ -134,62 +143,59 @@ class Replay:
         """Everything that was measured, for JSON."""
         feed, bundle = self._feed, self._pipeline.bundle
         missing_files = Counter(missing.sensor for missing in feed.missing_files)
+        pipelines = getattr(self._pipeline, "pipelines", (self._pipeline,))
+        switches = sum(a != b for a, b in zip(self._modes, self._modes[1:], strict=False))
         return {
             "format_version": FORMAT_VERSION,
-            "bundle": bundle.path.name,
-            "bundle_sha256": bundle.digest,
             "recipe": bundle.card.recipe,
+            "bundles": {p.bundle.path.name: _bundle_record(p.bundle) for p in pipelines},
             "engine": self._pipeline.engine.description,
-            "log": str(self._log.root),
-            "version": self._log.version,
+            "log": self._source.description,
             "scenes": list(self._scenes),
-            "clock": "wall" if self._speed > 0 else "virtual",
-            "speed": self._speed,
+            "clock": "wall" if self._config.speed > 0 else "virtual",
+            "speed": self._config.speed,
+            "period_ms": self._config.period_ms,
             "messages": dict(sorted(feed.messages.items())),
             "missing_files": dict(sorted(missing_files.items())),
             "missing_file_reasons": [m.reason for m in feed.missing_files[:MAX_NAMED_FILES]],
+            "faults": dict(sorted(feed.faults.items())),
             "frames_in": feed.num_frames,
             "frames_out": len(self._records),
             "frames_dropped": {k: v for k, v in feed.dropped_frames.items() if v},
+            "frames_incomplete": self._num_incomplete,
             "frames_by_sensors_used": dict(self._sensors_used.most_common()),
+            "frames_by_mode": dict(Counter(self._modes).most_common()),
+            "mode_switches": switches,
             "frames_without": dict(sorted(self._sensors_missing.items())),
             "synchronizer": dict(sorted(feed.synchronizer_counters.items())),
             "pipeline": dict(sorted(self._pipeline.counters.items())),
             "clock_held_back_s": feed.held_back_s,
             "warm_up_ms": self._warm_up_ms,
-            "latency_meaning": self._latency_meaning(),
+            "latency_meaning": self._times.meaning,
             "latency": {name: asdict(s) for name, s in self._recorder.summaries().items()},
-            "peak_memory_mib": _peak_memory_mib(),
+            "peak_memory_mib": replay_report.peak_memory_mib(),
+            "environment": environment(),
         }
 
     def text(self) -> str:
-        """The report for people."""
-        report = self.report()
-        lines = [
-            f"bundle    {report['bundle']} ({report['recipe']}, {report['bundle_sha256'][:12]})",
-            f"engine    {report['engine']}, warm-up {report['warm_up_ms']:.1f} ms",
-            f"log       {report['log']} {report['version']}: {', '.join(self._scenes)}",
-            f"messages  {_counts(report['messages'])}",
-            f"missing files  {_counts(report['missing_files'])}",
-            f"frames    {report['frames_in']} in, {report['frames_out']} out, dropped: "
-            f"{_counts(report['frames_dropped'])}",
-            *(f"  {count} x {used}" for used, count in report["frames_by_sensors_used"].items()),
-            f"frames without  {_counts(report['frames_without'])}",
-            f"dropped messages  {_counts(report['synchronizer'])}",
-            f"pipeline  {_counts(report['pipeline'])}",
-            "",
-            self._recorder.table().rstrip(),
-            report["latency_meaning"],
-            f"clock held back for decoding: {report['clock_held_back_s']:.3f} s",
-            f"peak memory: {report['peak_memory_mib']:.0f} MiB",
-        ]
-        return "\n".join(lines) + "\n"
+        """The report for a terminal."""
+        return replay_report.text(self.report(), self._recorder.table())
 
-    def write(self, folder: Path) -> None:
-        """Write report and detections.
+    def detections_text(self) -> str:
+        """What was found, as the detections file."""
+        threshold = self._config.score_threshold
+        return golden.detections_text(self._pipeline.bundle, threshold, self._records)
+
+    def write(self, folder: Path, command: str = "", verdicts: Sequence[str] = ()) -> None:
+        """Write detections, report, page and picture.
+
+        Args:
+            folder: Made if it is not there.
+            command: How to get them again, for the page.
+            verdicts: Texts for the end of the page.
 
         Raises:
-            InputError: The folder cannot be made or written.
+            InputError: The folder cannot be made or written, or matplotlib is missing.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -197,43 +203,30 @@ class Replay:
             raise InputError(
                 f"Cannot make {folder}: {error.strerror}; check its parent."
             ) from error
-        card = self._pipeline.bundle.card
-        head = {
-            "format_version": FORMAT_VERSION,
-            "bundle_sha256": self._pipeline.bundle.digest,
-            "classes": card.detection_classes,
-            "box_columns": BOX_COLUMNS,
-            "map_classes": card.map_classes,
-        }
-        frames = ",\n".join(json.dumps(record) for record in self._records)
-        detections = f'{json.dumps(head)[:-1]}, "frames": [\n{frames}\n]}}\n'
-        atomic_file.write_text(folder / DETECTIONS_FILE, detections)
-        report = json.dumps(self.report(), indent=2) + "\n"
-        atomic_file.write_text(folder / REPORT_FILE, report)
+        report = self.report()
+        atomic_file.write_text(folder / DETECTIONS_FILE, self.detections_text())
+        atomic_file.write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
+        page = replay_report.markdown(report, command, verdicts, PICTURE_FILE)
+        atomic_file.write_text(folder / PAGE_FILE, page)
+        title = f"{report['engine']}, {report['environment']['processor']}"
+        replay_report.save_histogram(folder / PICTURE_FILE, self._recorder.samples, title)
 
-    def _record_times(self, fed: FedFrame, result: PerceptionResult, start_s: float) -> None:
-        end_s = time.perf_counter()
-        if fed.stamp_s is not None and fed.complete_s is not None:
-            self._recorder.add("waiting for sensors", (fed.complete_s - fed.stamp_s) * 1e3)
-            self._recorder.add("waiting for pipeline", (start_s - fed.complete_s) * 1e3)
-        self._recorder.add_all(result.stage_ms)
-        since_s = start_s if fed.stamp_s is None else fed.stamp_s
-        self._recorder.add("total", (end_s - since_s) * 1e3)
-
-    def _latency_meaning(self) -> str:
-        if self._speed > 0:
-            return (
-                f"total: from the frame's sensor stamp to its result, wall clock at speed "
-                f"{self._speed:g}; decode is not in it"
-            )
-        return "total: processing time only (virtual clock); decode is not in it"
+    def _keep(self, fed: FedFrame, result: PerceptionResult) -> None:
+        self._sensors_used[replay_report.sensors_text(result.sensors_used)] += 1
+        self._sensors_missing.update(result.sensors_missing.keys())
+        self._num_incomplete += len(result.sensors_used) < len(self._sensors)
+        self._modes.append(result.mode)
+        self._records.append(golden.frame_record(fed.scene, result))
+        for sink in self._sinks:
+            sink.add(fed.scene, fed.frame, result)
+        self._show(fed.scene, result)
 
     def _show(self, scene: str, result: PerceptionResult) -> None:
-        total_ms = sum(result.stage_ms.values())
-        if self._verbose:
+        total_ms = sum(ms for stage, ms in result.stage_ms.items() if "/" not in stage)
+        if self._config.verbose:
             missing = "; ".join(f"{name}: {why}" for name, why in result.sensors_missing.items())
             sys.stdout.write(
-                f"{scene} {result.stamp_ns} {_sensors_text(result.sensors_used)}, "
+                f"{scene} {result.stamp_ns} {replay_report.sensors_text(result.sensors_used)}, "
                 f"{len(result.detections.scores)} boxes, {total_ms:.1f} ms"
                 f"{f' ({missing})' if missing else ''}\n"
             )
@@ -242,70 +235,141 @@ class Replay:
             sys.stderr.flush()
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundle", type=Path, nargs="?", help="folder made by export/to_onnx.py")
-    parser.add_argument("--log", type=Path, required=True, metavar="ROOT", help="nuScenes folder")
-    parser.add_argument(
-        "--version", help="folder of the tables, e.g. v1.0-mini; default: the only one"
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line, see `--help`.
+
+    Returns:
+        1 if the detections are not the accepted ones or a budget is exceeded, else 0.
+    """
+    options = replay_options.parse(arguments, (__doc__ or "").splitlines()[0])
+    if options.accept and options.golden is None:
+        raise InputError("--accept is given without a file: add --golden FILE.")
+    budgets = None if options.budget is None else read_budgets(options.budget)
+    bundle = None if options.bundle is None else load_bundle(options.bundle)
+    source = _open_source(options, bundle)
+    scenes = tuple(options.scene or source.scenes)
+    for scene in scenes:
+        source.calibration(scene)  # an unknown scene is refused before anything is computed
+    if options.write_calibration is not None:
+        return _write_calibration(options.write_calibration, source, scenes)
+    if bundle is None:
+        raise InputError("no bundle given: pass the folder that export/to_onnx.py made.")
+    config = ReplayConfig(
+        speed=options.speed,
+        period_ms=options.period,
+        score_threshold=options.score_threshold,
+        faults=_fault_plan(options),
+        verbose=options.verbose,
     )
-    parser.add_argument(
-        "--scene", nargs="+", action="extend", metavar="NAME", help="scenes; default: all"
+    replay = Replay(_open_model(options, bundle), source, scenes, config, _open_sinks(options))
+    replay.run()
+    sys.stdout.write(replay.text())
+    command = shlex.join(
+        ["python", "runtime/replay.py", *(sys.argv[1:] if arguments is None else arguments)]
     )
-    parser.add_argument(
-        "--speed", type=float, default=1.0, help="1: as recorded; 0: every frame, no clock"
+    verdicts, code = [], 0
+    if options.golden is not None:
+        verdict, code = _compare(options, replay.detections_text(), command)
+        verdicts.append(verdict)
+    if budgets is not None:
+        judged = judge(replay.report(), budgets)
+        verdicts.append(judged.text())
+        code = max(code, int(bool(judged.breaches)))
+    sys.stdout.write("".join(verdicts))
+    if options.out is not None:
+        replay.write(options.out, command, verdicts)
+        sys.stdout.write(f"written to {options.out}\n")
+    return code
+
+
+def _compare(options: argparse.Namespace, detections: str, command: str) -> tuple[str, int]:
+    """Verdict and exit code of the golden comparison."""
+    if options.accept:
+        before = (
+            golden.compare(options.golden, detections).text() if options.golden.exists() else ""
+        )
+        golden.accept(options.golden, detections)
+        return f"{before}golden    accepted: {options.golden}\n", 0
+    comparison = golden.compare(options.golden, detections)
+    if not comparison.differences:
+        return comparison.text(), 0
+    return f"{comparison.text()}to accept: {command} --accept\n", 1
+
+
+def _open_source(options: argparse.Namespace, bundle: Bundle | None) -> MessageSource:
+    if options.log is not None:
+        return NuScenesSource(NuScenesLog(options.log, options.version))
+    if bundle is None:
+        raise InputError("no bundle given: pass it, its cameras are those of the bag's topics.")
+    return BagSource(
+        options.bag,
+        cameras=bundle.card.inputs.cameras,
+        calibration=None if options.calibration is None else read_calibration(options.calibration),
+        topics=dict(_named_topic(text) for text in options.topic or ()),
+        base_frame=options.base_frame,
     )
-    parser.add_argument("--score-threshold", type=float, default=0.1, help="0..1, default 0.1")
-    parser.add_argument("--engine", choices=get_args(EngineKind), default="onnx")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: one per core")
-    parser.add_argument(
-        "--bev-pool",
-        choices=get_args(BevPoolForm),
-        default="auto",
-        help="in ONNX Runtime: compiled kernel, the model file's own function, or what there is",
+
+
+def _named_topic(text: str) -> tuple[str, str]:
+    name, equals, topic = text.partition("=")
+    if not (name and equals and topic):
+        raise InputError(f"--topic got {text!r}, expected SENSOR=TOPIC.")
+    return name, topic
+
+
+def _fault_plan(options: argparse.Namespace) -> FaultPlan:
+    return FaultPlan(
+        script=tuple(parse_fault(line) for line in options.fault),
+        jitter_ms=options.jitter,
+        loss=options.loss,
+        bursts_per_minute=options.bursts,
+        seed=options.seed,
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"write {REPORT_FILE} and {DETECTIONS_FILE} there"
+
+
+def _open_model(options: argparse.Namespace, bundle: Bundle) -> Ladder:
+    def pipeline(bundle: Bundle) -> Pipeline:
+        engine = open_engine(bundle, options.engine, options.threads, options.bev_pool)
+        opened = Pipeline(bundle, engine=engine, score_threshold=options.score_threshold)
+        if (bundle.path / GOLDEN_FILE).is_file():
+            sys.stdout.write(f"self-test {self_test(opened)}\n")
+        else:
+            sys.stdout.write(f"self-test none: {bundle.path} has no golden frame\n")
+        return opened
+
+    camera, lidar = (
+        None if path is None else pipeline(load_bundle(path))
+        for path in (options.camera_bundle, options.lidar_bundle)
     )
-    parser.add_argument("--verbose", action="store_true", help="one line per frame")
-    parser.add_argument(
-        "--write-calibration", type=Path, metavar="FILE", help="write the scene's rig and stop"
-    )
-    return parser.parse_args(arguments)
+    return Ladder(pipeline(bundle), camera, lidar)
 
 
-def _frame_record(scene: str, result: PerceptionResult) -> dict[str, Any]:
-    """One frame for `detections.json`: no times, so that two runs can be compared byte by byte."""
-    found, grid = result.detections, result.map_mask.grid
-    covered = (result.map_mask.prob > MAP_THRESHOLD).sum(axis=(1, 2)) * grid.cell**2
-    pose = result.T_global_ego
-    return {
-        "scene": scene,
-        "stamp_ns": result.stamp_ns,
-        "T_global_ego": None if pose is None else pose.tolist(),
-        "sensors_used": result.sensors_used,
-        "sensors_missing": result.sensors_missing,
-        "boxes_ego": [[round(float(value), 4) for value in row] for row in found.boxes_ego],
-        "scores": [round(float(score), 4) for score in found.scores],
-        "labels": found.labels.tolist(),
-        "map_area_m2": [round(float(area), 2) for area in covered],
-    }
+def _open_sinks(options: argparse.Namespace) -> list[FrameSink]:
+    sinks: list[FrameSink] = []
+    if options.mcap is not None:
+        from runtime.writers.mcap_writer import McapWriter  # their packages are optional
+
+        sinks.append(McapWriter(options.mcap))
+    if options.video is not None:
+        from runtime.writers.video_writer import VideoWriter
+
+        sinks.append(VideoWriter(options.video, fps=1000.0 / options.period))
+    return sinks
 
 
-def _sensors_text(used: Sequence[str]) -> str:
-    num_cameras = sum(name != LIDAR for name in used)
-    parts = [f"{num_cameras} cameras"] * (num_cameras > 0) + ["LiDAR"] * (LIDAR in used)
-    return " + ".join(parts) or "no sensor"
+def _write_calibration(path: Path, source: MessageSource, scenes: Sequence[str]) -> int:
+    if len(scenes) != 1:
+        raise InputError(
+            f"--write-calibration takes one scene's rig, got {len(scenes)} scenes: "
+            "add --scene NAME."
+        )
+    write_calibration(path, source.calibration(scenes[0]))
+    sys.stdout.write(f"calibration of {scenes[0]} written to {path}\n")
+    return 0
 
 
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
-
-
-def _peak_memory_mib() -> float:
-    # Linux gives KiB, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+def _bundle_record(bundle: Bundle) -> dict[str, str]:
+    return {"recipe": bundle.card.recipe, "sha256": bundle.digest}
 
 
 if __name__ == "__main__":
