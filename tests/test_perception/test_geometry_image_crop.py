@@ -89,3 +89,56 @@ def test_images_that_do_not_fit_are_refused() -> None:
         ImageCrop(height_px=400, width_px=704).A_img_aug_img(1600, 900)
     with pytest.raises(ValueError, match="image is 0 x 3 px"):
         ImageCrop(height_px=3, width_px=0)
+
+
+def in_bgr(rgb: np.ndarray) -> np.ndarray:
+    return rgb[..., ::-1].copy()[..., ::-1]
+
+
+def in_padded_bgra(rgb: np.ndarray) -> np.ndarray:
+    height, width, _ = rgb.shape
+    memory = np.full((height, width + 5, 4), 77, np.uint8)
+    memory[:, :width, 2::-1] = rgb
+    return memory[:, :width, 2::-1]
+
+
+def in_padded_rows(rgb: np.ndarray) -> np.ndarray:
+    height, width, _ = rgb.shape
+    memory = np.full((height, 3 * width + 7), 77, np.uint8)
+    memory[:, : 3 * width] = rgb.reshape(height, -1)
+    return memory[:, : 3 * width].reshape(height, width, 3)
+
+
+LAYOUTS = {
+    "bgr": in_bgr,
+    "bgra with padded rows": in_padded_bgra,
+    "padded rows": in_padded_rows,
+    "upside down": lambda rgb: rgb[::-1].copy()[::-1],
+    "mirrored": lambda rgb: rgb[:, ::-1].copy()[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_an_image_of_another_layout_gives_the_same_bytes(layout: str) -> None:
+    random = np.random.default_rng(1)
+    crop = ImageCrop(height_px=32, width_px=88)
+    rgb = random.integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    view = LAYOUTS[layout](rgb)
+    assert not (view.flags.c_contiguous and view.base is None)
+    np.testing.assert_array_equal(crop.apply(view), crop.apply(rgb))
+
+
+def test_a_grey_image_is_broadcast_without_a_copy() -> None:
+    grey = np.random.default_rng(2).integers(0, 256, (90, 160), dtype=np.uint8)
+    view = np.broadcast_to(grey[..., None], (90, 160, 3))
+    crop = ImageCrop(height_px=32, width_px=88)
+    np.testing.assert_array_equal(crop.apply(view), crop.apply(np.ascontiguousarray(view)))
+
+
+def test_the_result_is_written_where_it_is_wanted() -> None:
+    rgb = np.random.default_rng(3).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    crop = ImageCrop(height_px=32, width_px=88)
+    memory = np.full((3, 32, 88, 3), 77, np.uint8)
+    assert crop.apply(rgb, memory[1]).base is memory
+    np.testing.assert_array_equal(memory[1], crop.apply(rgb))
+    assert (memory[[0, 2]] == 77).all()

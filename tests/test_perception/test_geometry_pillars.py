@@ -21,6 +21,11 @@ CONFIG = PillarConfig(
 quarters = st.integers(-14, 14).map(lambda i: i / 4)
 odd = st.sampled_from([np.nan, np.inf, -np.inf, 1e30])
 coordinates = st.one_of(quarters, quarters, quarters, odd)
+usable_points = st.tuples(
+    st.integers(-8, 11).map(lambda i: i / 4),
+    st.integers(-8, 7).map(lambda i: i / 4),
+    *(st.just(0.0), st.just(7.0), quarters),
+)
 points = st.tuples(coordinates, coordinates, coordinates, st.one_of(st.just(7.0), odd), quarters)
 
 
@@ -36,7 +41,17 @@ def pillars_by_brute_force(rows: list[tuple], config: PillarConfig) -> dict[int,
     return dict(sorted(cells.items()))
 
 
-@given(st.lists(points, max_size=60))
+def nearest_by_brute_force(cells: dict[int, list[tuple]], number: int) -> dict[int, list[tuple]]:
+    """The cells whose centres are nearest to the origin; of equal ones the first."""
+
+    def distance(cell: int) -> float:
+        return (cell % 5 + 0.5 - 2) ** 2 + (cell // 5 + 0.5 - 2) ** 2
+
+    nearest = sorted(cells, key=lambda cell: (distance(cell), cell))[:number]
+    return {cell: cells[cell] for cell in sorted(nearest)}
+
+
+@given(st.lists(points, max_size=60) | st.lists(usable_points, min_size=10, max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_pillars_equal_those_of_a_plain_loop(rows: list[tuple]) -> None:
     array = np.array(rows, np.float32).reshape(-1, 5).T.copy()
@@ -45,7 +60,7 @@ def test_pillars_equal_those_of_a_plain_loop(rows: list[tuple]) -> None:
     np.testing.assert_array_equal(array, before)
 
     expected = pillars_by_brute_force(rows, CONFIG)
-    kept = dict(list(expected.items())[:5])
+    kept = nearest_by_brute_force(expected, 5)
     assert found.num_dropped_pillars == len(expected) - len(kept)
     assert found.cell.tolist() == list(kept)
     assert found.num_points.tolist() == [min(len(v), 3) for v in kept.values()]
@@ -138,8 +153,27 @@ def test_as_many_pillars_as_allowed_are_not_dropped() -> None:
     rows = np.zeros((5, 5), np.float32)
     rows[0] = x
     assert build_pillars(rows, CONFIG).num_dropped_pillars == 0
+    # centres at x = -1.5 .. 2.5, y = 0.5: the last is the furthest from the origin
     fewer = dataclasses.replace(CONFIG, max_pillars=4)
     found = build_pillars(rows, fewer)
     assert found.num_dropped_pillars == 1
     assert found.cell.tolist() == [10, 11, 12, 13]
     assert found.cell_pillar[14] == 0
+
+
+def test_what_is_dropped_is_far_away_on_every_side() -> None:
+    # one point per cell of 20 x 20 m; 100 of 400 cells are kept: a disc about the car
+    grid = BevGrid(x_min=-10.0, x_max=10.0, y_min=-10.0, y_max=10.0, cell=1.0)
+    config = dataclasses.replace(CONFIG, grid=grid, max_pillars=100, num_slices=3)
+    x, y = (axis.reshape(-1) for axis in np.meshgrid(grid.x_centers(), grid.y_centers()))
+    for z in (-0.5, 1.5):  # whichever slice they are in
+        rows = np.zeros((5, 400), np.float32)
+        rows[:3] = x, y, np.full(400, z)
+        found = build_pillars(rows, config)
+        assert found.num_dropped_pillars == 300
+        kept = np.hypot(*found.points[:, 0, :2].T)
+        # area of 100 cells: a radius of sqrt(100 / pi) = 5.64
+        assert kept.max() < 6.1
+        assert (np.diff(found.cell) > 0).all()
+        side = found.points[:, 0, :2].mean(axis=0)
+        assert np.abs(side).max() < 0.5  # of the last ring the first rows are kept

@@ -120,6 +120,38 @@ def test_data_of_another_time_is_masked(frame: SensorFrame, age_ms: int, kind: s
     assert prepare_frame(kept, SPEC).sensors_used == ("CAM_FRONT",)
 
 
+NOT_A_NUMBER = [np.nan, 0.0, 0.0]
+ON_THE_CAR = [0.5, -0.5, 0.0]
+TOO_HIGH = [8.0, 0.0, 30.0]
+TOO_FAR = [800.0, 0.0, 0.0]
+USABLE = [8.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("xyz", "is_used"),
+    [
+        ([], False),
+        ([NOT_A_NUMBER] * 40, False),
+        ([ON_THE_CAR, TOO_HIGH, TOO_FAR] * 1000, False),
+        ([ON_THE_CAR] * 3000 + [USABLE], True),  # not among the points that are looked at first
+        ([USABLE], True),
+    ],
+)
+def test_a_lidar_without_a_usable_point_is_not_used(
+    frame: SensorFrame, xyz: list[list[float]], is_used: bool
+) -> None:
+    points_lidar = np.ones((4, len(xyz)), np.float32)
+    points_lidar[:3] = np.array(xyz, np.float32).reshape(-1, 3).T
+    newest = dataclasses.replace(frame.sweeps[0], points_lidar=points_lidar)
+    prepared = prepare_frame(dataclasses.replace(frame, sweeps=(newest, *frame.sweeps[1:])), SPEC)
+    assert (LIDAR in prepared.sensors_used) == is_used
+    assert prepared.inputs.lidar_mask.tolist() == [is_used]
+    # older sweeps behind an empty one are not shown as now
+    assert (len(prepared.inputs.pillar_cell) > 0) == is_used
+    if not is_used:
+        assert prepared.sensors_missing == {LIDAR: "no usable point"}
+
+
 def test_images_of_the_wrong_size_are_masked(frame: SensorFrame) -> None:
     image = frame.images["CAM_FRONT"]
     small = dataclasses.replace(image, rgb=image.rgb[:80])

@@ -190,7 +190,7 @@ class TableEngine(FakeEngine):
 
 
 def test_no_frame_ever_mixes_two_calibrations(toy_bundle: Path) -> None:
-    """Changes come at any moment of 150 frames; each frame's table is its epoch's as a whole."""
+    """Changes come at any moment of 80 frames; each frame's table is its epoch's as a whole."""
     engine = TableEngine()
     bundle = load_bundle(toy_bundle)
     pipeline = Pipeline(bundle, engine=engine, compensate_ego_motion=False)
@@ -200,7 +200,7 @@ def test_no_frame_ever_mixes_two_calibrations(toy_bundle: Path) -> None:
     sys.setswitchinterval(1e-5)
     try:
         with opened(calibration(100.0), pipeline.prepare_calibration) as epochs:
-            for index in range(150):
+            for index in range(80):
                 if index % 4 == 0:
                     epochs.submit(calibration(100.0 + index))
                 epoch, current = epochs.current()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from toy_bundle import toy_card, toy_model, write_toy_bundle
 
@@ -16,6 +17,7 @@ from perception.model_card import TensorSpec
 from perception.model_inputs import ModelInputs, prepare_frame
 from runtime.engines.base import EngineError
 from runtime.engines.onnx_engine import BevPoolForm, OnnxEngine
+from runtime.engines.selection import open_engine
 
 
 def inputs_without_sensors(bundle: Bundle) -> ModelInputs:
@@ -198,3 +200,39 @@ def test_without_onnxruntime_the_install_is_named(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match="pip install onnxruntime"):
         OnnxEngine(load_bundle(toy_bundle))
+
+
+def test_a_provider_that_is_not_there_is_refused(toy_bundle: Path) -> None:
+    bundle = load_bundle(toy_bundle)
+    with pytest.raises(InputError, match=r"has no CUDAExecutionProvider.*onnxruntime-gpu"):
+        OnnxEngine(bundle, 1, provider="cuda")
+    with pytest.raises(InputError, match="onnxruntime-gpu"):
+        open_engine(bundle, "onnx_cuda")
+    with pytest.raises(InputError, match="provider is 'tpu', expected cpu or cuda"):
+        OnnxEngine(bundle, 1, provider="tpu")  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_no_session_goes_back_to_the_cpu_in_silence(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a package with the provider on a computer without its libraries: ONNX Runtime only warns
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    with pytest.raises(InputError, match=r"could not start its CUDA.*runs on CPUExecutionProvider"):
+        OnnxEngine(load_bundle(toy_bundle), 1, provider="cuda")
+
+
+def test_images_may_be_written_where_the_engine_reads_them(toy_bundle: Path) -> None:
+    bundle = load_bundle(toy_bundle)
+    engine = OnnxEngine(bundle, num_threads=1)
+    memory = engine.input_buffer("images")
+    assert memory is not None
+    assert (memory.shape, memory.dtype) == ((6, 32, 88, 3), np.uint8)
+    assert engine.input_buffer("images") is memory
+    assert engine.input_buffer("pillar_points") is None  # of another size in each frame
+    assert engine.input_buffer("no such input") is None
+    inputs = dataclasses.replace(inputs_without_sensors(bundle), images=memory)
+    memory[...] = np.arange(0, 60, 10, dtype=np.uint8)[:, None, None, None]
+    brightness = engine.run(inputs).boxes_ego[:6, 1]
+    np.testing.assert_allclose(brightness, np.arange(0, 60, 10) / 255, rtol=1e-5)
