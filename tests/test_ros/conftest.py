@@ -126,11 +126,13 @@ class Listener:
         self.node.create_subscription(kind, topic, heard.append, qos)
         return heard
 
-    def spin_until(self, condition: Callable[[], bool], why: str) -> None:
-        """Wait until something holds; fail after `TIMEOUT_S`."""
-        end = time.monotonic() + TIMEOUT_S
+    def spin_until(
+        self, condition: Callable[[], bool], why: str, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        """Wait until something holds; fail after `timeout_s`."""
+        end = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < end, f"waited {TIMEOUT_S} s in vain until {why}"
+            assert time.monotonic() < end, f"waited {timeout_s} s in vain until {why}"
             self._executor.spin_once(timeout_sec=0.05)
 
     def close(self) -> None:

@@ -174,11 +174,11 @@ def test_a_cloud_with_row_step_zero_is_taken_only_by_choice_and_then_counted() -
     message = cloud()
     message.row_step = 0
     strict, lenient = Bench(), Bench(allow_zero_row_step=True)
-    for bench in (strict, lenient):
+    for bench in (strict, lenient, lenient):
         bench.send("~/input/pointcloud", message)
     assert strict.loop.rejected == [("LIDAR_TOP", "row_step_zero")]
-    assert len(lenient.loop.pushed) == 1
-    assert lenient.loop.counted == {"LIDAR_TOP: row_step_zero (used)": 1}
+    assert len(lenient.loop.pushed) == 2
+    assert lenient.loop.counted == {"LIDAR_TOP: row_step_zero (used)": 2}
 
 
 def test_camera_info_changes_the_calibration_once() -> None:
