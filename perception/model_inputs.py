@@ -18,7 +18,13 @@ from perception.geometry.pool_table import PoolTable, PoolTableCache, pool_table
 from perception.input_spec import InputSpec
 from perception.messages import Calibration, SensorFrame
 from perception.taxonomy import LIDAR
-from perception.usable_data import camera_fault, frame_points, motion, sensor_faults
+from perception.usable_data import (
+    camera_fault,
+    frame_points,
+    missing_sensors,
+    motion,
+    sensor_faults,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,11 +172,7 @@ def prepare_frame(
             lidar_mask=np.array([LIDAR in used], dtype=np.float32),
         ),
         sensors_used=used,
-        sensors_missing={
-            sensor: frame.missing.get(sensor, fault)
-            for sensor, fault in faults.items()
-            if fault is not None
-        },
+        sensors_missing=missing_sensors(frame, faults),
         num_dropped_pillars=columns.num_dropped_pillars,
         part_ms={
             "images": images_ms,

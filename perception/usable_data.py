@@ -1,6 +1,7 @@
 """What of a frame may be used: sensors without a fault, and sweeps brought into the ego frame."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -73,6 +74,15 @@ def sensor_faults(frame: SensorFrame, spec: InputSpec) -> dict[str, str | None]:
     if spec.use_lidar:
         faults[LIDAR] = lidar_fault(frame, spec)
     return faults
+
+
+def missing_sensors(frame: SensorFrame, faults: Mapping[str, str | None]) -> dict[str, str]:
+    """Why each sensor with a fault is not used: what the frame says of it, else the fault."""
+    return {
+        sensor: frame.missing.get(sensor, fault)
+        for sensor, fault in faults.items()
+        if fault is not None
+    }
 
 
 def camera_fault(frame: SensorFrame, camera: str, spec: InputSpec) -> str | None:

@@ -7,7 +7,7 @@ from perception.bundle import Bundle
 from perception.errors import InputError
 from perception.messages import Calibration, PerceptionResult, SensorFrame
 from perception.taxonomy import LIDAR
-from perception.usable_data import sensor_faults
+from perception.usable_data import missing_sensors, sensor_faults
 from runtime.engines.base import Engine
 from runtime.pipeline import Pipeline
 
@@ -84,9 +84,7 @@ class Ladder:
         """
         self._counters["frames"] += 1
         faults = sensor_faults(frame, self.bundle.card.inputs)
-        missing = {
-            sensor: frame.missing.get(sensor, fault) for sensor, fault in faults.items() if fault
-        }
+        missing = missing_sensors(frame, faults)
         usable = [sensor for sensor, fault in faults.items() if fault is None]
         for pipeline in self._rungs(usable):
             result = pipeline.process(frame)

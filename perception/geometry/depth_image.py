@@ -36,11 +36,11 @@ def depth_image(
     x, y, z = points_ego[:3]
     with np.errstate(invalid="ignore", over="ignore"):
         u_depth, v_depth, depth = (_affine(row, x, y, z) for row in P)
-        seen = depth > MIN_DEPTH
+        inside = depth > MIN_DEPTH
         for value, size in ((u_depth, width_px), (v_depth, height_px)):
-            seen &= value >= 0
-            seen &= value < size * depth
-    seen = np.flatnonzero(seen)
+            inside &= value >= 0
+            inside &= value < size * depth
+    seen = np.flatnonzero(inside)
     depth = depth.take(seen)
     # pixel centres lie at half integers, so the pixel of a point is the floor of u and v; rounding
     # may carry a point up to the edge

@@ -88,16 +88,7 @@ class OnnxEngine:
         # After a run its threads would spin on the cores that prepare the next frame (measured on
         # two cores: 20 ms instead of 5 ms for the pool table).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = ort.InferenceSession(
-                str(bundle.model_path), options, providers=_providers(provider)
-            )
-        except Exception as error:
-            raise InputError(
-                f"{bundle.model_path} cannot be opened by ONNX Runtime {ort.__version__} "
-                f"({_first_line(error)}): export the bundle again."
-            ) from error
-        _require_started(self._session.get_providers(), provider)
+        self._session = _open_session(ort, bundle, options, provider)
         card, path = bundle.card, bundle.model_path
         _check_tensors(
             path, "input", self._session.get_inputs(), card.input_tensors, card.input_names
@@ -147,6 +138,31 @@ def _import_onnxruntime() -> types.ModuleType:
     return onnxruntime
 
 
+def _open_session(ort: types.ModuleType, bundle: Bundle, options: Any, provider: Provider) -> Any:
+    """A session that runs where it was asked to."""
+    name = _PROVIDERS[provider]
+    try:
+        # nodes that a GPU has no kernel for, such as the pool, go to the CPU
+        session = ort.InferenceSession(
+            str(bundle.model_path),
+            options,
+            providers=list(dict.fromkeys([name, _PROVIDERS["cpu"]])),
+        )
+    except Exception as error:
+        raise InputError(
+            f"{bundle.model_path} cannot be opened by ONNX Runtime {ort.__version__} "
+            f"({_first_line(error)}): export the bundle again."
+        ) from error
+    started = session.get_providers()
+    if name not in started:  # ONNX Runtime itself only warns
+        raise InputError(
+            f"ONNX Runtime could not start its {name} (it runs on {', '.join(started)}): install "
+            "the driver, CUDA and cuDNN that this version of onnxruntime-gpu wants, or run on the "
+            "CPU."
+        )
+    return session
+
+
 def _require_provider(ort: types.ModuleType, provider: Provider) -> None:
     if provider not in get_args(Provider):
         raise InputError(f"provider is {provider!r}, expected {' or '.join(get_args(Provider))}.")
@@ -154,21 +170,6 @@ def _require_provider(ort: types.ModuleType, provider: Provider) -> None:
         raise InputError(
             f"ONNX Runtime {ort.__version__} has no {_PROVIDERS[provider]}: on a computer with an "
             "NVIDIA GPU, replace the package onnxruntime by onnxruntime-gpu, or run on the CPU."
-        )
-
-
-def _providers(provider: Provider) -> list[str]:
-    """Names for a session; nodes that a GPU has no kernel for, such as the pool, go to the CPU."""
-    return list(dict.fromkeys([_PROVIDERS[provider], _PROVIDERS["cpu"]]))
-
-
-def _require_started(started: Sequence[str], provider: Provider) -> None:
-    """Refuse a session that went back to the CPU: ONNX Runtime does so without an error."""
-    if _PROVIDERS[provider] not in started:
-        raise InputError(
-            f"ONNX Runtime could not start its {_PROVIDERS[provider]} (it runs on "
-            f"{', '.join(started)}): install the driver, CUDA and cuDNN that this version of "
-            "onnxruntime-gpu wants, or run on the CPU."
         )
 
 

@@ -63,6 +63,22 @@ def test_answers_of_earlier_frames_stay_as_they_were(built):
     np.testing.assert_array_equal(first.scores, kept)
 
 
+def test_images_may_be_written_into_pinned_memory(built):
+    engine = TensorrtEngine(load_bundle(built))
+    assert engine.precision == "fp32"
+    inputs = frame(built)
+    expected = engine.run(inputs)
+    memory = engine.input_buffer("images")
+    memory[...] = 0
+    assert engine.run(dataclasses.replace(inputs, images=memory)).boxes_ego[:6, 1].max() == 0
+    memory[...] = inputs.images
+    again = engine.run(dataclasses.replace(inputs, images=memory))
+    np.testing.assert_array_equal(again.boxes_ego, expected.boxes_ego)
+    assert engine.input_buffer("pool_runs") is None  # of another length in each frame
+    engine.close()
+    assert engine.input_buffer("images") is None  # nobody writes where memory was
+
+
 def test_only_rows_in_use_are_copied_and_a_short_frame_may_follow_a_long_one(trt, built):
     engine = TensorrtEngine(load_bundle(built))
     inputs = frame(built)
