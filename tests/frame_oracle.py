@@ -16,8 +16,6 @@ class OracleFrame:
     used: dict[str, int]
     sweeps: tuple[int, ...]
     missing: dict[str, str]
-    emitted: int
-    """Time of emission."""
 
 
 @dataclass
@@ -40,6 +38,8 @@ class Oracle:
     """Per sensor: "hit" or "miss" for each frame, "almost" for a message that came too late only
     because the frame had not waited."""
     last_fault: dict[str, str] = field(default_factory=dict)
+    unfit: set[tuple[str, int]] = field(default_factory=set)
+    """What was not dropped and yet in no window of a frame to come."""
 
     def __post_init__(self) -> None:
         self.sensors = (*self.config.cameras, LIDAR)
@@ -112,7 +112,18 @@ class Oracle:
             if stamp - offset <= self.instant(-1) and not (in_time and had_older):
                 return "late"
         recent = self.kept.get(sensor, [])[-RECENT_STAMPS:]
-        return "out of order" if any(other > stamp for other in recent) else ""
+        if any(other > stamp for other in recent):
+            return "out of order"
+        self.unfit.add((sensor, stamp))
+        return ""
+
+    def unexplained(self) -> list[tuple[str, int]]:
+        """Messages since the last jump that were neither counted, nor used, nor replaced."""
+        found = []
+        for sensor, stamps in self.kept.items():
+            used = [f.used[sensor] for f in self.epoch if sensor in f.used]
+            found += [(sensor, stamp) for stamp in stamps if stamp > max(used, default=stamp - 1)]
+        return [entry for entry in found if entry not in self.unfit]
 
     def best(self) -> dict[str, int]:
         newest = {}
@@ -146,7 +157,6 @@ class Oracle:
             used=best,
             sweeps=tuple(sweeps),
             missing={s: self.why_missing(s) for s in self.sensors if s not in best},
-            emitted=self.time or 0,
         )
         for sensor in self.sensors:
             self.attempts.setdefault(sensor, []).append("hit" if sensor in best else "miss")
