@@ -143,8 +143,7 @@ def prepare_frame(
         augmentation: How a training frame is changed; None leaves it as it is.
         tables: Pool tables of earlier frames, for a rig that may stand still.
         images_out: Where the network's images are written; None makes a new array.
-        compensate_ego_motion: Whether a camera's pose counts the car's way between the image's
-            stamp and the frame's; without, the table changes with the calibration only.
+        compensate_ego_motion: Whether cameras move with the car; without, they are as mounted.
     """
     change = augmentation or PlainCut(image=spec.image)
     run = _now if executor is None else executor.submit
