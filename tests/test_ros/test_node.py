@@ -1,5 +1,6 @@
 """The lifecycle node inside the test's process: transitions, parameters, output without input."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -139,6 +140,21 @@ def test_what_is_wrong_fails_configure_with_one_sentence_and_the_node_stays(
     assert words in message
     assert "\n" not in message
     assert "inference" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_damaged_bundle_is_refused_at_configure(
+    start_here: Start, test_bundle: Path, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(test_bundle, tmp_path / "damaged")
+    content = bytearray((damaged / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (damaged / "model.onnx").write_bytes(content)
+    here = start_here(autostart="false", bundle=damaged)
+    assert not here.change(Transition.TRANSITION_CONFIGURE)
+    assert here.state() == State.PRIMARY_STATE_UNCONFIGURED
+    diagnostics = here.hear(DiagnosticArray, "/diagnostics")
+    here.spin_until(lambda: bool(diagnostics), "diagnostics say so")
+    assert "changed or damaged" in diagnostics[-1].status[0].message
 
 
 def test_a_node_that_was_configured_wrongly_can_be_configured_again(
