@@ -92,13 +92,12 @@ class BagSource:
 
     def calibration(self, scene: str) -> Calibration:
         """See `MessageSource`."""
-        if scene not in self.scenes:
-            raise InputError(f"{self._path} has no scene {scene!r}: its only one is {self.scenes}.")
+        self._check(scene)
         return self._given or self._recorded_calibration
 
     def arrivals(self, scene: str) -> Iterator[Arrival]:
         """See `MessageSource`; a message waits, in reading only, for the pose after its stamp."""
-        self.calibration(scene)
+        self._check(scene)
         poses = EgoPoseBuffer()
         waiting: deque[tuple[Arrival, int, int]] = deque()
         """With stamp and time of recording."""
@@ -124,6 +123,10 @@ class BagSource:
                     yield _with_pose(waiting.popleft()[0], poses)
             while waiting:
                 yield _with_pose(waiting.popleft()[0], poses)
+
+    def _check(self, scene: str) -> None:
+        if scene not in self.scenes:
+            raise InputError(f"{self._path} has no scene {scene!r}: its only one is {self.scenes}.")
 
     def _find_topics(self, types: Mapping[str, str], named: dict[str, str]) -> dict[str, str]:
         """Sensor of each topic that is read."""

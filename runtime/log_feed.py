@@ -131,6 +131,8 @@ class LogFeed:
         try:
             for scene in self._scenes:
                 for entry in self._entries(scene):
+                    if stop.is_set():
+                        return
                     _put(decoded, entry, stop)
             _put(decoded, None, stop)
         except Exception as error:  # goes to the thread that can tell the user
@@ -158,7 +160,7 @@ class LogFeed:
                 if pace is None or scene != pace.scene:
                     pace = _PacedScene(scene, self._synchronizer(scene), arrival.now_ns, speed)
                 elif arrival.now_ns - pace.last_ns > MAX_SILENCE_NS:
-                    pace.skip(arrival.now_ns - pace.last_ns)
+                    pace.skip(arrival.now_ns - pace.last_ns - self._config.period_ns)
                 elif starved:
                     self.held_back_s += pace.hold_back(arrival.now_ns)
                 self._feed_one(newest, pace, arrival, stop)
@@ -205,9 +207,10 @@ class LogFeed:
         wait: Callable[[int], None] = lambda now_ns: None,
     ) -> Iterator[tuple[int, SensorFrame]]:
         """Frames that are due before a message, and those that it completes, with their time."""
-        paused = last_ns is not None and arrival.now_ns - last_ns > MAX_SILENCE_NS
-        due_ns = synchronizer.deadline_ns
-        while not paused and due_ns is not None and due_ns < arrival.now_ns:
+        until_ns, due_ns = arrival.now_ns, synchronizer.deadline_ns
+        if last_ns is not None and until_ns - last_ns > MAX_SILENCE_NS:
+            until_ns = last_ns + self._config.period_ns
+        while due_ns is not None and due_ns < until_ns:
             wait(due_ns)
             for frame in synchronizer.advance(due_ns):
                 yield due_ns, frame

@@ -124,6 +124,7 @@ class Replay:
         self._modes: list[str] = []
         self._num_incomplete = 0
         self._warm_up_ms = 0.0
+        self._environment = environment()
 
     def run(self) -> None:
         """Replay all scenes."""
@@ -174,7 +175,7 @@ class Replay:
             "latency_meaning": self._times.meaning,
             "latency": {name: asdict(s) for name, s in self._recorder.summaries().items()},
             "peak_memory_mib": replay_report.peak_memory_mib(),
-            "environment": environment(),
+            "environment": self._environment,
         }
 
     def text(self) -> str:
@@ -331,7 +332,7 @@ def _open_model(options: argparse.Namespace, bundle: Bundle) -> Ladder:
     def pipeline(bundle: Bundle) -> Pipeline:
         engine = open_engine(bundle, options.engine, options.threads, options.bev_pool)
         opened = Pipeline(bundle, engine=engine, score_threshold=options.score_threshold)
-        if (bundle.path / GOLDEN_FILE).is_file():
+        if GOLDEN_FILE in bundle.files:
             sys.stdout.write(f"self-test {self_test(opened)}\n")
         else:
             sys.stdout.write(f"self-test none: {bundle.path} has no golden frame\n")

@@ -31,6 +31,9 @@ GROUPS = {"ALL": (*CAMERAS, LIDAR), "CAMERAS": CAMERAS}
 DEFAULT_VALUES: dict[FaultKind, float] = {"lossy": 0.5, "late": 100.0}
 """Probability; delay [ms]. Source: ours; 100 ms is past every sensor's window."""
 
+MAX_PAUSE_S = 1e6
+"""Longest time between two stalls of the machine [s]: no recording lasts as long. Source: ours."""
+
 SCRIPT_FORM = "SENSOR:KIND:FROM-TO[:VALUE], e.g. CAM_BACK:dead:2.0-4.0"
 
 
@@ -202,7 +205,7 @@ class _Striker:
         start_ns, end_ns = self._stall_ns
         while end_ns <= now_ns:
             pause_s = self._generator("stalls").exponential(60.0 / self._plan.bursts_per_minute)
-            start_ns = end_ns + round(pause_s * 1e9)
+            start_ns = end_ns + round(min(pause_s, MAX_PAUSE_S) * 1e9)
             end_ns = start_ns + max(1, round(self._plan.burst_ms * 1e6))
         self._stall_ns = (start_ns, end_ns)
         return end_ns if start_ns <= now_ns else now_ns

@@ -1,32 +1,51 @@
+import contextlib
+import io
 import json
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from perception.data.nuscenes_log import NuScenesLog
+from perception.errors import run_command
 from perception.messages import PerceptionResult, SensorFrame
 from perception.taxonomy import CAMERAS, LIDAR
 from runtime import replay
 from runtime.api import Pipeline, load_bundle, read_calibration
 from runtime.log_feed import OVERTAKEN
+from runtime.message_source import NuScenesSource
+from runtime.replay_faults import FaultPlan, parse_fault
 
+BUDGETS = Path(__file__).with_name("budgets.json")
 REPOSITORY = Path(__file__).resolve().parents[2]
 MS = 1_000_000
 
 
-def run_cli(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "runtime/replay.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+def run_cli(*arguments: object) -> SimpleNamespace:
+    """The command as its process runs it, without the seconds that a process takes to start."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run_command(lambda: replay.main([str(argument) for argument in arguments]))
+        except SystemExit as end:
+            code = end.code
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def outputs(folder: Path) -> tuple[dict, dict]:
     return (
         json.loads((folder / "replay.json").read_text()),
         json.loads((folder / "detections.json").read_text()),
+    )
+
+
+def started(pipeline: Pipeline, log: Path, speed: float, **config: object) -> replay.Replay:
+    """A replay of scene-0061, or of the whole log where that is not in it."""
+    source = NuScenesSource(NuScenesLog(log))
+    return replay.Replay(
+        pipeline, source, ("scene-0061",), replay.ReplayConfig(speed=speed, **config)
     )
 
 
@@ -44,14 +63,15 @@ def test_a_log_replays_to_boxes_report_and_table(
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for words in ("p50", "p99", "engine", "6 cameras + LiDAR, 7 boxes", "processing time only"):
+    for words in ("p50", "p99", "engine", "6 cameras + LiDAR, 7 boxes", "as if always free"):
         assert words in done.stdout
     report, detections = outputs(out)
-    # Each scene lasts 1.5 s: 16 images per camera and 31 sweeps (both ends included); every frame
-    # holds one new image of each camera, and a last sweep may be left over.
+    # Each scene lasts 1.5 s: 16 images per camera and 31 sweeps (both ends included). The first
+    # image comes 43 ms before the keyframe and is expected 40 ms before its frame's instant, so
+    # instants are 3 ms before the sweeps: 16 of them, and the last sweep is left over.
     assert report["messages"] == {**dict.fromkeys(sorted(CAMERAS), 32), LIDAR: 62}
     assert report["frames_in"] == report["frames_out"] == len(detections["frames"])
-    assert 32 <= report["frames_in"] <= 34
+    assert report["frames_in"] == 2 * (16 + 1)
     assert report["frames_dropped"] == {}
     assert report["missing_files"] == {}
     assert report["latency"]["total"]["count"] == report["frames_out"]
@@ -65,24 +85,80 @@ def test_a_log_replays_to_boxes_report_and_table(
     assert first["map_area_m2"] == [1600.0] * 6
 
 
-def test_the_virtual_clock_gives_the_same_bytes_twice(
+def test_the_virtual_clock_gives_the_same_bytes_twice_faults_included(
+    toy_bundle: Path, small_log_root: Path
+) -> None:
+    def run(seed: int) -> replay.Replay:
+        script = ("CAM_BACK:dead:0.3-0.8", "LIDAR_TOP:late:0.2-1:80", "CAM_FRONT:frozen:0-9")
+        plan = FaultPlan(
+            script=tuple(parse_fault(line) for line in script),
+            jitter_ms=20.0,
+            loss=0.1,
+            bursts_per_minute=30.0,
+            seed=seed,
+        )
+        pipeline = Pipeline(load_bundle(toy_bundle), num_threads=1)
+        done = started(pipeline, small_log_root, 0.0, faults=plan)
+        done.run()
+        return done
+
+    first, again, other = run(1), run(1), run(2)
+    assert first.detections_text() == again.detections_text() != other.detections_text()
+    report = first.report()
+    assert report["faults"]["CAM_BACK: dead"] == 5  # at 12 Hz x 0.5 s, keyframe times 10 Hz: 5
+    assert report["faults"] == again.report()["faults"]
+    assert report["frames_incomplete"] > 0
+
+
+def test_a_dead_lidar_goes_to_the_camera_mode_with_the_next_frame(
+    toy_bundle: Path, small_log_root: Path
+) -> None:
+    plan = FaultPlan(script=(parse_fault("LIDAR_TOP:dead:0.5-9"),))
+    pipeline = Pipeline(load_bundle(toy_bundle), num_threads=1)
+    done = started(pipeline, small_log_root, 0.0, faults=plan)
+    done.run()
+    report = done.report()
+    # 0.5 s dead from the first image on, which is 43 ms before the first sweep: sweeps up to
+    # 0.45 s come, the frame at 0.5 s still has that one, and no later frame has any.
+    assert report["mode_switches"] == 1
+    assert report["frames_by_mode"].keys() == {"fusion", "camera"}
+    records = json.loads(done.detections_text())["frames"]
+    modes = [record["mode"] for record in records]
+    assert modes == ["fusion"] * 6 + ["camera"] * (len(records) - 6)
+    steps = {b["stamp_ns"] - a["stamp_ns"] for a, b in zip(records, records[1:], strict=False)}
+    assert max(steps) < 200 * MS  # no period without an output
+
+
+def test_accepted_detections_and_budgets_decide_the_exit_code(
     toy_bundle: Path, small_log_root: Path, tmp_path: Path
 ) -> None:
-    for name in ("a", "b"):
-        arguments = [toy_bundle, "--log", small_log_root, "--speed", "0", "--out", tmp_path / name]
-        assert replay.main([str(argument) for argument in arguments]) == 0
-    a, b = (tmp_path / name / "detections.json" for name in ("a", "b"))
-    assert a.read_bytes() == b.read_bytes()
+    accepted, budget = tmp_path / "golden.json", tmp_path / "budget.json"
+    base = [toy_bundle, "--log", small_log_root, "--scene", "scene-0061", "--speed", 0]
+    base += ["--golden", accepted]
+    refused = run_cli(*base)
+    assert (refused.returncode, "--accept" in refused.stderr) == (2, True)
+    assert run_cli(*base, "--accept").returncode == 0
+    good = run_cli(*base, "--budget", BUDGETS)
+    assert good.returncode == 0, good.stdout
+    assert "golden    equal: 17 frames and 119 boxes compared" in good.stdout
+    changed = run_cli(*base, "--fault", "CAM_BACK:dead:0-9")
+    assert changed.returncode == 1
+    assert "to accept: python runtime/replay.py" in changed.stdout
+    assert changed.stdout.rstrip().endswith("--fault CAM_BACK:dead:0-9 --accept")
+    limits = json.loads(BUDGETS.read_text())
+    limits["stamp_clock_ms"] = {"waiting for sensors": {"p50_ms": 0.001}}
+    budget.write_text(json.dumps(limits))
+    slow = run_cli(*base, "--budget", budget)
+    assert slow.returncode == 1
+    assert "p50_ms of waiting for sensors: got 4" in slow.stdout
+    assert "allowed 0.001" in slow.stdout
 
 
 def test_paced_replay_takes_the_logs_time_and_gives_the_virtual_clocks_frames(
     toy_bundle: Path, small_log_root: Path
 ) -> None:
-    log = NuScenesLog(small_log_root)
-
     def run(speed: float) -> replay.Replay:
-        pipeline = Pipeline(load_bundle(toy_bundle), num_threads=1)
-        done = replay.Replay(pipeline, log, ["scene-0061"], speed)
+        done = started(Pipeline(load_bundle(toy_bundle), num_threads=1), small_log_root, speed)
         done.run()
         return done
 
@@ -110,7 +186,7 @@ def test_a_pipeline_that_is_too_slow_gets_the_newest_frame_and_the_rest_is_count
 
     waiting = threading.Event()
     pipeline = SlowPipeline(load_bundle(toy_bundle), num_threads=1)
-    done = replay.Replay(pipeline, NuScenesLog(small_log_root), ["scene-0061"], 1.0)
+    done = started(pipeline, small_log_root, 1.0)
     done.run()
     report = done.report()
     # 1.5 s of log at 0.3 s per frame.
@@ -131,7 +207,7 @@ def test_a_bundle_or_log_that_fails_midway_ends_the_replay_with_its_error(
     monkeypatch.setattr(NuScenesLog, "messages", broken)
     pipeline = Pipeline(load_bundle(toy_bundle), num_threads=1)
     for speed in (0, 5):
-        run = replay.Replay(pipeline, NuScenesLog(small_log_root), ["scene-0061"], speed)
+        run = started(pipeline, small_log_root, speed)
         with pytest.raises(OSError, match="disk gone"):
             run.run()
 
@@ -160,7 +236,7 @@ def test_lost_files_are_named_and_their_sensors_masked(
     assert any(victim.name in reason for reason in report["missing_file_reasons"])
     assert detections["frames"]
     for frame in detections["frames"]:
-        assert frame["sensors_missing"][LIDAR] == "no data yet"
+        assert "is listed but missing" in frame["sensors_missing"][LIDAR]
         assert LIDAR not in frame["sensors_used"]
     assert "CAM_BACK" in detections["frames"][0]["sensors_missing"]
     assert "LIDAR_TOP 31" in done.stdout
@@ -203,6 +279,13 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_the_command_runs_as_a_process() -> None:
+    command = [sys.executable, "runtime/replay.py", "--log", "nowhere"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+
+
 def test_a_changed_bundle_is_refused(
     toy_bundle: Path, small_log_root: Path, tmp_path: Path
 ) -> None:
@@ -225,7 +308,8 @@ def test_a_real_log_keeps_its_stamps_offsets_and_gaps(
     frames: list[SensorFrame] = []
     process = pipeline.process
     pipeline.process = lambda frame: frames.append(frame) or process(frame)
-    run = replay.Replay(pipeline, log, log.scenes, 0)
+    source = NuScenesSource(log)
+    run = replay.Replay(pipeline, source, log.scenes, replay.ReplayConfig(speed=0.0))
     run.run()
     run.write(tmp_path)
     report, detections = outputs(tmp_path)
@@ -253,7 +337,7 @@ def test_a_real_log_keeps_its_stamps_offsets_and_gaps(
     # scene-0103 has no sweep after 0.45 s: its last three frames are the cameras' alone.
     for record in detections["frames"][-3:]:
         assert record["sensors_used"] == list(CAMERAS)
-        assert "old" in record["sensors_missing"][LIDAR]
+        assert "no data" in record["sensors_missing"][LIDAR]
     assert report["missing_files"][LIDAR] == 5
     assert all(frame.T_global_ego is not None for frame in frames)
 

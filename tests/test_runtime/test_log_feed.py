@@ -10,48 +10,59 @@ from perception.messages import Calibration, LidarSweep
 from perception.taxonomy import LIDAR
 from runtime.latency import LatencyRecorder
 from runtime.log_feed import OVERTAKEN, LogFeed
+from runtime.message_source import Arrival
 from runtime.synchronizer import SynchronizerConfig
 
 MS = 1_000_000
 
 
-class FakeLog:
-    """Sweeps at the given times [ms] of each scene; None instead of a time is a lost file."""
+class FakeSource:
+    """Sweeps at the given times [ms] of each scene; a negative time is a lost file."""
+
+    description = "fake"
 
     def __init__(self, decode_s: float = 0.0, **stamps_ms: list[int]) -> None:
         self.stamps_ms = stamps_ms
+        self.scenes = tuple(stamps_ms)
         self.decode_s = decode_s
 
     def calibration(self, scene: str) -> Calibration:
         return Calibration(cameras={}, T_ego_lidar=np.eye(4))
 
-    def messages(self, scene: str) -> Iterator[LidarSweep | MissingFile]:
+    def arrivals(self, scene: str) -> Iterator[Arrival]:
         for stamp_ms in self.stamps_ms[scene]:
             time.sleep(self.decode_s)
+            stamp_ns = abs(stamp_ms) * MS
             if stamp_ms < 0:
-                yield MissingFile(sensor=LIDAR, stamp_ns=-stamp_ms * MS, reason="lost")
+                message = MissingFile(sensor=LIDAR, stamp_ns=stamp_ns, reason="lost")
             else:
                 points = np.zeros((4, 0), np.float32)
-                yield LidarSweep(stamp_ns=stamp_ms * MS, points_lidar=points, T_global_ego=None)
+                message = LidarSweep(stamp_ns=stamp_ns, points_lidar=points, T_global_ego=None)
+            yield Arrival(now_ns=stamp_ns, message=message)
 
 
-def feed(log: FakeLog, cameras: tuple[str, ...] = ()) -> LogFeed:
-    config = SynchronizerConfig(cameras=cameras, wait_ns=100 * MS)
-    return LogFeed(log, list(log.stamps_ms), config, LatencyRecorder())
+def feed(source: FakeSource, cameras: tuple[str, ...] = ()) -> LogFeed:
+    config = SynchronizerConfig(cameras=cameras, wait_ns=50 * MS)
+    return LogFeed(source, source.scenes, config, LatencyRecorder())
 
 
-def test_group_is_emitted_on_its_own_time_though_the_next_message_is_far() -> None:
-    # CAM_FRONT never comes: the sweep at 0 waits 100 ms, which are 50 ms at double speed.
-    started = feed(FakeLog(one=[0, 600]), ("CAM_FRONT",))
-    first, last = list(started.paced(2.0))
-    for fed in (first, last):
-        assert 0.049 <= fed.complete_s - fed.stamp_s < 0.15
+def test_frames_come_on_their_own_time_though_the_next_message_is_far() -> None:
+    # CAM_FRONT never comes and the LiDAR is silent from 0 to 600: frames 0 to 2 wait 50 ms for
+    # the camera, frame 3 for the LiDAR alone, then neither is waited for; the sweep ends frame 6.
+    fed = list(feed(FakeSource(one=[0, 600]), ("CAM_FRONT",)).virtual())
+    assert [f.emitted_ns // MS for f in fed] == [50, 150, 250, 350, 400, 500, 600]
+    assert [bool(f.frame.sweeps) for f in fed] == [True, *[False] * 5, True]
+
+
+def test_paced_frames_come_when_the_clock_says_so() -> None:
+    first, *_, last = feed(FakeSource(one=[0, 600]), ("CAM_FRONT",)).paced(2.0)
+    assert 0.024 <= first.complete_s - first.stamp_s < 0.15  # 50 ms at double speed
     assert last.stamp_s - first.stamp_s == pytest.approx(0.3)
 
 
 def test_slow_decoding_holds_the_clock_back_and_is_no_latency() -> None:
-    started = feed(FakeLog(decode_s=0.05, one=[0, 10, 20, 30]))
-    fed = list(started.paced(1.0))
+    started = feed(FakeSource(decode_s=0.05, one=[0, 100, 200, 300]))
+    fed = list(started.paced(10.0))
     assert len(fed) == 4
     # Three files of 50 ms where the log has 10 ms each: 0.12 s late at the last, if not held.
     assert max(f.complete_s - f.stamp_s for f in fed) < 0.1
@@ -60,23 +71,37 @@ def test_slow_decoding_holds_the_clock_back_and_is_no_latency() -> None:
 
 def test_scenes_follow_each_other_each_on_its_own_clock() -> None:
     # The second scene is an hour earlier: neither a jump back in time nor an hour's wait.
-    started = feed(FakeLog(one=[3_600_000, 3_600_010], two=[0, 10]))
-    assert [f.frame.stamp_ns // MS for f in started.virtual()] == [3_600_000, 3_600_010, 0, 10]
-    assert [f.scene for f in started.paced(1.0)] == ["one", "one", "two", "two"]
+    started = feed(FakeSource(one=[3_600_000, 3_600_100], two=[0, 100]))
+    stamps = [f.frame.stamp_ns // MS for f in started.virtual()]
+    assert stamps == [3_600_000, 3_600_100, 0, 100]
+    assert [f.scene for f in started.paced(5.0)] == ["one", "one", "two", "two"]
     assert not started.synchronizer_counters
 
 
-def test_lost_files_are_kept_by_name_and_let_time_pass() -> None:
-    started = feed(FakeLog(one=[0, -100, 150]), ("CAM_FRONT",))
-    (first, _) = list(started.virtual())
-    assert first.frame.stamp_ns == 0
+@pytest.mark.parametrize("speed", [0, 100])
+def test_a_pause_of_the_recording_takes_no_time_and_makes_no_frames(speed: float) -> None:
+    # An hour: 36 s at a hundredfold speed, 36000 empty frames if it counted. Frame 1 at 100 waits
+    # in vain, as it would in the car; then time jumps.
+    started = feed(FakeSource(one=[0, 3_600_000]))
+    fed = list(started.paced(speed) if speed else started.virtual())
+    assert started.num_frames == 2
+    assert fed[0].frame.stamp_ns == 0
+    assert fed[-1].frame.stamp_ns == 3_600_000 * MS
+    assert started.synchronizer_counters == {"time jumped ahead": 1}
+
+
+def test_lost_files_are_kept_by_name_and_say_why_a_frame_lacks_them() -> None:
+    started = feed(FakeSource(one=[0, -100, 200]))
+    frames = [fed.frame for fed in started.virtual()]
+    assert [frame.missing for frame in frames[1:2]] == [{LIDAR: "message dropped: malformed, lost"}]
     assert [lost.reason for lost in started.missing_files] == ["lost"]
     assert started.messages == {LIDAR: 2}
+    assert started.synchronizer_counters == {f"{LIDAR}: malformed": 1}
 
 
 def test_whoever_stops_listening_leaves_no_thread_behind() -> None:
     before = threading.active_count()
-    frames = feed(FakeLog(one=list(range(0, 100_000, 10)))).paced(1.0)
+    frames = feed(FakeSource(one=list(range(0, 100_000, 10)))).paced(1.0)
     next(frames)
     assert threading.active_count() == before + 2
     frames.close()
@@ -84,11 +109,11 @@ def test_whoever_stops_listening_leaves_no_thread_behind() -> None:
 
 
 def test_a_slow_listener_gets_the_newest_frame() -> None:
-    started = feed(FakeLog(one=list(range(0, 200, 10))))
+    started = feed(FakeSource(one=list(range(0, 2000, 100))))
     stamps = []
-    for fed in started.paced(1.0):
+    for fed in started.paced(10.0):
         stamps.append(fed.frame.stamp_ns // MS)
         time.sleep(0.05)
-    assert stamps[-1] == 190
+    assert stamps[-1] == 1900
     assert len(stamps) + started.dropped_frames[OVERTAKEN] == started.num_frames == 20
     assert len(stamps) <= 6

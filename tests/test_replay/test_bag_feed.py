@@ -1,0 +1,194 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from perception.data.nuscenes_log import MissingFile
+from perception.errors import InputError
+from perception.messages import CameraImage, LidarSweep
+from perception.taxonomy import LIDAR
+from runtime.bag_feed import BagSource
+
+MS = 1_000_000
+START_NS = 5_000_000_000
+STORE = get_typestore(Stores.ROS2_HUMBLE)
+T = STORE.types
+PICTURE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+
+
+def header(stamp_ms: int, frame: str) -> object:
+    sec, nanosec = divmod(START_NS + stamp_ms * MS, 1_000_000_000)
+    stamp = T["builtin_interfaces/msg/Time"](sec=sec, nanosec=nanosec)
+    return T["std_msgs/msg/Header"](stamp=stamp, frame_id=frame)
+
+
+def image(stamp_ms: int, encoding: str = "bgr8") -> object:
+    """PICTURE with a padding byte after each row."""
+    pixels = PICTURE[:, :, ::-1] if encoding == "bgr8" else PICTURE
+    rows = np.pad(pixels.reshape(2, 9), ((0, 0), (0, 1)))
+    return T["sensor_msgs/msg/Image"](
+        header=header(stamp_ms, "cam"), height=2, width=3, encoding=encoding, is_bigendian=0,
+        step=10, data=rows.ravel(),
+    )  # fmt: skip
+
+
+def compressed(stamp_ms: int, data: bytes) -> object:
+    return T["sensor_msgs/msg/CompressedImage"](
+        header=header(stamp_ms, "cam"), format="jpeg", data=np.frombuffer(data, np.uint8)
+    )
+
+
+def cloud(stamp_ms: int) -> object:
+    """Points (1, 2, 3) with intensity 4 and one that is not a number; intensity lies in front."""
+    points = np.array([[4, 1, 2, 3], [4, np.nan, 2, 3]], "<f4")
+    names = ("intensity", "x", "y", "z")
+    fields = [
+        T["sensor_msgs/msg/PointField"](name=name, offset=4 * i, datatype=7, count=1)
+        for i, name in enumerate(names)
+    ]
+    return T["sensor_msgs/msg/PointCloud2"](
+        header=header(stamp_ms, "lidar"), height=1, width=2, fields=fields, is_bigendian=False,
+        point_step=16, row_step=32, data=points.view(np.uint8).ravel(), is_dense=False,
+    )  # fmt: skip
+
+
+def vector(x: float, y: float, z: float) -> object:
+    return T["geometry_msgs/msg/Vector3"](x=x, y=y, z=z)
+
+
+UPRIGHT = T["geometry_msgs/msg/Quaternion"](x=0.0, y=0.0, z=0.0, w=1.0)
+
+
+def odometry(stamp_ms: int, x: float) -> object:
+    point = T["geometry_msgs/msg/Point"](x=x, y=0.0, z=0.0)
+    pose = T["geometry_msgs/msg/Pose"](position=point, orientation=UPRIGHT)
+    no = np.zeros(36)
+    twist = T["geometry_msgs/msg/Twist"](linear=vector(0, 0, 0), angular=vector(0, 0, 0))
+    return T["nav_msgs/msg/Odometry"](
+        header=header(stamp_ms, "map"), child_frame_id="base_link",
+        pose=T["geometry_msgs/msg/PoseWithCovariance"](pose=pose, covariance=no),
+        twist=T["geometry_msgs/msg/TwistWithCovariance"](twist=twist, covariance=no),
+    )  # fmt: skip
+
+
+def camera_info() -> object:
+    roi = T["sensor_msgs/msg/RegionOfInterest"](
+        x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
+    )
+    k = np.array([2.0, 0, 1, 0, 2, 0.5, 0, 0, 1])
+    return T["sensor_msgs/msg/CameraInfo"](
+        header=header(0, "cam"), height=2, width=3, distortion_model="plumb_bob", d=np.zeros(5),
+        k=k, r=np.eye(3).ravel(), p=np.zeros(12), binning_x=0, binning_y=0, roi=roi,
+    )  # fmt: skip
+
+
+def static_tf() -> object:
+    """base_link -> roof (1, 0, 2) -> lidar (0, 0, 0.5); base_link -> cam (1.5, 0, 1)."""
+    steps = (("base_link", "roof", (1, 0, 2)), ("roof", "lidar", (0, 0, 0.5)),
+             ("base_link", "cam", (1.5, 0, 1)))  # fmt: skip
+    return T["tf2_msgs/msg/TFMessage"](
+        transforms=[
+            T["geometry_msgs/msg/TransformStamped"](
+                header=header(0, parent),
+                child_frame_id=child,
+                transform=T["geometry_msgs/msg/Transform"](
+                    translation=vector(*map(float, at)), rotation=UPRIGHT
+                ),
+            )
+            for parent, child, at in steps
+        ]
+    )
+
+
+def write_bag(path: Path, entries: list[tuple[str, int, object]], plugin: StoragePlugin) -> Path:
+    """Topic, time of recording [ms] and message of each entry."""
+    with Writer(path, version=9, storage_plugin=plugin) as writer:
+        connections = {}
+        for topic, recorded_ms, message in entries:
+            kind = message.__msgtype__
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
+            data = STORE.serialize_cdr(message, kind)
+            writer.write(connections[topic], START_NS + recorded_ms * MS, data)
+    return path
+
+
+ENTRIES = [
+    ("/tf_static", 0, static_tf()),
+    ("/bev/camera_info0", 1, camera_info()),
+    ("/bev/odometry", 2, odometry(0, 0.0)),
+    ("/bev/image0", 35, image(20)),
+    ("/bev/pointcloud", 60, cloud(40)),
+    ("/bev/odometry", 101, odometry(100, 10.0)),
+    ("/bev/image0", 140, image(120, "yuv422")),
+    ("/bev/image1/compressed", 141, compressed(130, b"no jpeg")),
+]
+
+
+@pytest.mark.parametrize("plugin", [StoragePlugin.SQLITE3, StoragePlugin.MCAP])
+def test_a_bag_gives_messages_with_their_delay_their_pose_and_their_faults(
+    tmp_path: Path, plugin: StoragePlugin
+) -> None:
+    path = write_bag(tmp_path / "drive", ENTRIES, plugin)
+    source = BagSource(path, cameras=("CAM_FRONT", "CAM_BACK"))
+    assert source.scenes == ("drive",)
+    first, second, bad, worse = source.arrivals("drive")
+    assert isinstance(first.message, CameraImage)
+    assert (first.now_ns, first.message.stamp_ns) == (START_NS + 35 * MS, START_NS + 20 * MS)
+    np.testing.assert_array_equal(first.message.rgb, PICTURE)
+    # 10 m in 100 ms: 2 m at 20 ms, 4 m at 40 ms
+    assert first.message.T_global_ego[0, 3] == pytest.approx(2.0)
+    assert isinstance(second.message, LidarSweep)
+    np.testing.assert_array_equal(second.message.points_lidar, np.float32([[1], [2], [3], [4]]))
+    assert second.message.T_global_ego[0, 3] == pytest.approx(4.0)
+    for arrival, sensor, words in ((bad, "CAM_FRONT", "yuv422"), (worse, "CAM_BACK", "JPEG")):
+        assert isinstance(arrival.message, MissingFile)
+        assert arrival.message.sensor == sensor
+        assert words in arrival.message.reason
+
+
+def test_the_rig_comes_from_camera_info_and_static_transforms(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "drive", ENTRIES, StoragePlugin.MCAP)
+    single = next(path.glob("*.mcap"))
+    rig = BagSource(single, cameras=("CAM_FRONT",)).calibration(single.stem)
+    # 0 + 0.5 + 2 up, 1 ahead; ROS counts pixels from the first one's centre, we from its corner
+    np.testing.assert_allclose(rig.T_ego_lidar[:3, 3], (1, 0, 2.5))
+    np.testing.assert_allclose(rig.cameras["CAM_FRONT"].T_ego_cam[:3, 3], (1.5, 0, 1))
+    np.testing.assert_allclose(rig.cameras["CAM_FRONT"].K_cam[:2, 2], (1.5, 1.0))
+    with pytest.raises(InputError, match="no way from"):
+        BagSource(path, cameras=("CAM_FRONT",), base_frame="car").calibration("drive")
+
+
+def test_another_clock_is_moved_and_compressed_pictures_and_named_topics_are_read(
+    tmp_path: Path,
+) -> None:
+    jpeg = simplejpeg.encode_jpeg(np.full((8, 8, 3), 100, np.uint8))
+    late_ms = 3_600_000  # recorded an hour after its stamps
+    entries = [("/left/jpeg", late_ms + i * 100 + 7 * i, compressed(i * 100, jpeg)) for i in (0, 1)]
+    path = write_bag(tmp_path / "bag", entries, StoragePlugin.SQLITE3)
+    source = BagSource(path, cameras=("CAM_FRONT",), topics={"CAM_FRONT": "/left/jpeg"})
+    first, second = source.arrivals("bag")
+    # the first arrives at its stamp, the second 7 ms later after its own
+    assert first.now_ns == first.message.stamp_ns
+    assert second.now_ns - second.message.stamp_ns == 7 * MS
+    assert abs(int(first.message.rgb[4, 4, 0]) - 100) <= 2
+    assert first.message.T_global_ego is None
+    assert LIDAR not in {getattr(a.message, "camera", None) for a in (first, second)}
+
+
+def test_a_wrong_bag_or_topic_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read as a bag"):
+        BagSource(tmp_path, cameras=())
+    path = write_bag(tmp_path / "drive", ENTRIES, StoragePlugin.MCAP)
+    for topics, words in (
+        ({"CAM_BACK": "/nowhere"}, "has no /nowhere"),
+        ({"CAM_TOP": "/bev/image0"}, "--topic names 'CAM_TOP'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            BagSource(path, cameras=("CAM_FRONT", "CAM_BACK"), topics=topics)
+    twice = [*ENTRIES, ("/other/pointcloud", 150, cloud(140))]
+    with pytest.raises(InputError, match="choose with --topic"):
+        BagSource(write_bag(tmp_path / "twice", twice, StoragePlugin.MCAP), cameras=())

@@ -1,0 +1,97 @@
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perception.errors import InputError
+from runtime import golden
+
+CLASSES = ["car", "truck"]
+
+
+def detections() -> dict:
+    """Two frames of two boxes; the score threshold is 0.1."""
+    frame = {
+        "scene": "scene-0061",
+        "stamp_ns": 100,
+        "T_global_ego": None,
+        "mode": "fusion",
+        "calibration_epoch": 0,
+        "sensors_used": ["CAM_FRONT", "LIDAR_TOP"],
+        "sensors_missing": {"CAM_BACK": "no data yet"},
+        "boxes_ego": [[10, 2, 1, 4, 2, 1.5, 3.14, 5, 0], [20, 0, 1, 8, 2.5, 3, 0, 0, 0]],
+        "scores": [0.9, 0.105],
+        "labels": [0, 1],
+        "map_area_m2": [1600.0],
+    }
+    return {
+        "format_version": golden.FORMAT_VERSION,
+        "bundle_sha256": "a",
+        "score_threshold": 0.1,
+        "classes": CLASSES,
+        "box_columns": [],
+        "map_classes": ["drivable_area"],
+        "frames": [frame, {**copy.deepcopy(frame), "stamp_ns": 200}],
+    }
+
+
+def compared(tmp_path: Path, change: Callable[[dict], object]) -> golden.Comparison:
+    """What differs after a change of the first frame."""
+    accepted, got = tmp_path / "golden.json", detections()
+    golden.accept(accepted, json.dumps(detections()))
+    change(got["frames"][0])
+    return golden.compare(accepted, json.dumps(got))
+
+
+def test_what_rounding_can_change_is_accepted(tmp_path: Path) -> None:
+    def change(frame: dict) -> None:
+        # 3 cm to the side, turned over pi: 3.14 to -3.14 is 0.0032 rad; scores by 0.005; the weak
+        # box is gone, its score is within 0.01 of the threshold; boxes in another order.
+        frame["boxes_ego"] = [[10, 2.03, 1, 4, 2, 1.5, -3.14, 5.05, 0]]
+        frame["scores"], frame["labels"] = [0.895], [0]
+        frame["map_area_m2"] = [1610.0]  # 1 % are 16
+        frame["sensors_missing"] = {"CAM_BACK": "another reason"}
+
+    done = compared(tmp_path, change)
+    assert done.differences == ()
+    assert (done.num_frames, done.num_boxes, done.num_near_threshold) == (2, 3, 1)
+    assert "equal" in done.text()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: f.update(stamp_ns=101), "100: the frame is missing"),
+        (lambda f: f.update(stamp_ns=101), "101: the frame is new"),
+        (lambda f: f.update(mode="camera"), "mode is camera, accepted fusion"),
+        (lambda f: f.update(calibration_epoch=1), "calibration_epoch is 1"),
+        (lambda f: f["sensors_used"].pop(), "sensors_used"),
+        (lambda f: f["sensors_missing"].clear(), "missing are []"),
+        (lambda f: f["boxes_ego"][0].__setitem__(0, 10.06), "car at (10.00, 2.00) m"),
+        (lambda f: f["boxes_ego"][0].__setitem__(3, 4.06), "size of car"),
+        (lambda f: f["boxes_ego"][0].__setitem__(6, 3.11), "turned by -0.030 rad"),
+        (lambda f: f["boxes_ego"][0].__setitem__(7, 5.2), "velocity of car"),
+        (lambda f: f["scores"].__setitem__(0, 0.88), "score of car"),
+        (lambda f: f["labels"].__setitem__(0, 1), "is new"),
+        (lambda f: f.update(map_area_m2=[1700.0]), "drivable_area covers 1700.0 m2"),
+    ],
+)
+def test_everything_else_is_a_difference(
+    tmp_path: Path, change: Callable[[dict], object], words: str
+) -> None:
+    done = compared(tmp_path, change)
+    assert any(words in difference for difference in done.differences), done.text()
+
+
+def test_nothing_to_compare_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "golden.json"
+    with pytest.raises(InputError, match="--accept"):
+        golden.compare(path, json.dumps(detections()))
+    empty = {**detections(), "frames": []}
+    with pytest.raises(InputError, match="without a box"):
+        golden.accept(path, json.dumps(empty))
+    path.write_text(json.dumps({"format_version": 1}))
+    with pytest.raises(InputError, match="format 1"):
+        golden.compare(path, json.dumps(detections()))
