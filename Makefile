@@ -10,9 +10,11 @@ BF16 := $(shell grep -qs avx512_bf16 /proc/cpuinfo && echo --optim.precision bf1
 BIN := .venv/bin
 SHAPES := --jaxtyping-packages=perception,beartype.beartype
 TEST_BUNDLE := build/test_bundle
+TOY_BUNDLE := build/toy_bundle
+SOAK_MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-gpu bench bench-synthetic bench-data bench-bev-pool bench-bev-pool-cuda bench-sparse bench-ros nightly ros demo clean
+.PHONY: help setup check format test test-slow test-gpu bench bench-synthetic bench-data bench-bev-pool bench-bev-pool-cuda bench-sparse bench-ros nightly soak test-ros-throughput ros demo clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -44,7 +46,7 @@ build:
 format: .venv/.done ## format and mend what the linter can
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
 
-test: .venv/.done $(TEST_BUNDLE) ## the whole CPU suite, ROS included
+test: .venv/.done $(TEST_BUNDLE) $(TOY_BUNDLE) ## the whole CPU suite, ROS included
 	@BEV_REAL_LOG=$(abspath $(LOG)) $(BIN)/python -m pytest -m "not slow and not ros" $(SHAPES)
 	@BEV_REAL_LOG=$(abspath $(LOG)) PYTHON=$(PYTHON) bash ros2_ws/run_tests.sh $(TEST_BUNDLE)
 
@@ -52,8 +54,12 @@ test: .venv/.done $(TEST_BUNDLE) ## the whole CPU suite, ROS included
 $(TEST_BUNDLE): .venv/.done $(shell find perception export training -name '*.py') | build
 	@$(BIN)/python tests/make_test_bundle.py $@
 
+# A bundle that answers at once, for tests of everything but the engine.
+$(TOY_BUNDLE): .venv/.done $(shell find perception -name '*.py') tests/toy_bundle.py | build
+	@$(BIN)/python tests/make_toy_bundle.py $@
+
 test-slow: .venv/.done ## trainings on real frames, minutes (figures are printed)
-	@BEV_REAL_LOG=$(abspath $(LOG)) $(BIN)/python -m pytest -m slow -s
+	@BEV_REAL_LOG=$(abspath $(LOG)) $(BIN)/python -m pytest -m "slow and not ros" -s
 
 test-gpu: .venv/.done ## what needs CUDA or TensorRT
 	@$(BIN)/python -m pytest -m "gpu or trt"
@@ -83,6 +89,14 @@ bench-ros: .venv/.done ## time of decoding one frame's ROS messages
 nightly: .venv/.done $(TEST_BUNDLE) ## a thousand cases of each malformed message, 200,000 damaged ones
 	@BEV_NIGHT=1 $(BIN)/python -m pytest tests/test_ros/test_malformed.py --timeout 3600
 	@BEV_NIGHT=1 PYTHON=$(PYTHON) bash ros2_ws/run_tests.sh $(TEST_BUNDLE) -k damaged_bytes -s 2> build/nightly.log
+
+soak: .venv/.done $(TOY_BUNDLE) ## the node under full load (SOAK_MINUTES=10): memory, threads, files, latency
+	@PYTHON=$(PYTHON) bash -c '. ros2_ws/enter.sh && ROS_DOMAIN_ID=77 ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST \
+	  FASTDDS_DEFAULT_PROFILES_FILE=ros2_ws/src/perception_ros/config/fastdds.xml \
+	  .venv-ros/bin/python tests/soak.py $(TOY_BUNDLE) --minutes $(SOAK_MINUTES)'
+
+test-ros-throughput: $(TEST_BUNDLE) ## six full-size cameras and a LiDAR between two processes: 100 % of the messages
+	@MARKERS='ros and slow' PYTHON=$(PYTHON) bash ros2_ws/run_tests.sh $(TEST_BUNDLE) -k full_size -s
 
 ros: ## make .venv-ros and build the ROS 2 workspace
 	@PYTHON=$(PYTHON) bash ros2_ws/make_environment.sh

@@ -11,8 +11,9 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [ $# -ge 1 ] || { echo "error: no bundle: run ros2_ws/run_tests.sh BUNDLE." >&2; exit 2; }
 BEV_TEST_BUNDLE=$(realpath "$1")
 export BEV_TEST_BUNDLE
+if [ -d "$root/build/toy_bundle" ]; then export BEV_TOY_BUNDLE=$root/build/toy_bundle; fi
 shift
 
 . "$root/ros2_ws/enter.sh"
 cd "$root"
-exec "$root/.venv-ros/bin/python" -m pytest -m ros tests/test_ros "$@"
+exec "$root/.venv-ros/bin/python" -m pytest -m "${MARKERS:-ros and not slow}" tests/test_ros "$@"
