@@ -258,18 +258,18 @@ def test_a_looping_compressed_player_sends_growing_stamps_and_a_clock_until_a_si
         wait_for_subscribers=False,
     )  # fmt: skip
     num_sweeps = sum(name == "LIDAR_TOP" for _, name in log.stamps(SCENE))
-    listener.spin_until(lambda: len(clouds) > num_sweeps + 2, "the second round began")
+    listener.spin_until(
+        lambda: len(clouds) > num_sweeps + 2 and bool(images), "the second round began"
+    )
     stamps = [convert.to_stamp_ns(cloud.header) for cloud in clouds]
     assert stamps == sorted(stamps)
     times = [clock.clock.sec * 10**9 + clock.clock.nanosec for clock in clocks]
     assert times == sorted(times)
     # At least every 10 ms of waiting, so in the 3 s gap of a loop at four times the speed 75 times.
     assert len(times) > 40
-    first = {m.stamp_ns: m for m in log.messages(SCENE) if getattr(m, "camera", "") == "CAM_FRONT"}
-    image = next(i for i in images if convert.to_stamp_ns(i.header) in first)
-    sent = convert.compressed_to_rgb(image).astype(int)
-    original = first[convert.to_stamp_ns(image.header)].rgb
-    assert np.abs(sent - original).mean() < 4  # grey levels; JPEG twice
+    sent = convert.compressed_to_rgb(images[-1]).astype(int)
+    pictures = [m.rgb for m in log.messages(SCENE) if getattr(m, "camera", "") == "CAM_FRONT"]
+    assert min(np.abs(sent - rgb).mean() for rgb in pictures) < 4  # grey levels; JPEG twice
     assert player.interrupt() == 0
     assert "Traceback" not in player.output
 
