@@ -175,7 +175,8 @@ def test_a_bundle_of_another_precision_runs_and_says_how_it_was_made(
     made = load_bundle(tmp_path / "out")
     assert made.card == dataclasses.replace(bundle.card, precision=precision)
     assert {path.name for path in made.path.iterdir()} == {
-        "model.onnx", "model_card.json", "precision.json", "precision.md", "manifest.json",
+        "model.onnx", "model_card.json", "golden.npz",
+        "precision.json", "precision.md", "manifest.json",
     }  # fmt: skip
     said = json.loads((made.path / "precision.json").read_text())
     assert said["error"] == report.error

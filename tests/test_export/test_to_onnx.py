@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -23,6 +24,8 @@ from perception.models.detector import build_detector
 from perception.taxonomy import MAP_CLASSES
 from runtime.engines.base import OUTPUT_NAMES
 from runtime.engines.onnx_engine import OnnxEngine
+from runtime.pipeline import Pipeline
+from runtime.self_test import self_test
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -47,6 +50,14 @@ def test_a_bundle_holds_model_card_parity_and_manifest(bundle):
     report = json.loads((bundle.path / "parity.json").read_text())
     assert report["num_frames"] == 6
     assert report["num_matched"] == report["num_boxes"] > 0
+
+
+def test_the_bundle_passes_its_own_self_test(bundle):
+    with contextlib.closing(Pipeline(bundle, num_threads=1)) as pipeline:
+        report = self_test(pipeline)
+    # the same file on the same computer, with another number of threads
+    assert max(report.agreement.scores, report.agreement.map_prob) < 1e-5
+    assert report.agreement.num_found == report.agreement.num_boxes > 0
 
 
 def test_the_graph_holds_one_pool_node_and_no_scatter(bundle):
