@@ -111,7 +111,11 @@ class Heard:
 
 def start_node(start: Callable[..., Any], bundle: Path, folder: Path) -> Any:
     return start(
-        "bev_node", bundle=bundle, calibration=folder / "rig.json", calibration_timeout_s=60
+        "bev_node",
+        bundle=bundle,
+        calibration=folder / "rig.json",
+        calibration_timeout_s=60,
+        self_test=False,  # the toy has no golden frame
     )
 
 
@@ -139,16 +143,20 @@ def test_results_go_on_and_say_which_sensors_they_are_from(
     print(f"gaps between results: median {np.median(gaps_s):.3f}, longest {gaps_s.max():.3f} s")  # noqa: T201
     assert np.median(gaps_s) == pytest.approx(PERIOD_S, abs=0.03)
     assert np.quantile(gaps_s, 0.9) <= 2 * PERIOD_S
-    num_settled = num_right = 0
+    num_settled = num_right = num_wrong = 0
     for message, time_ns in zip(heard.boxes[begin:], heard.times_ns[begin:], strict=True):
         past = [change for change in changes if change[0] <= time_ns]
         later = [change for change in changes if change[0] > time_ns]
         if past and later and time_ns - past[-1][0] > SETTLED_S * 1e9:
             num_settled += 1
-            num_right += set(message.sensors_used) == names_of(past[-1][1])
+            used, sent = set(message.sensors_used), names_of(past[-1][1])
+            num_right += used == sent
+            num_wrong += not used <= sent
     assert num_settled >= len(SUBSETS)
-    # A rig that is held up sends nothing for a while: then its sensors are rightly missing.
-    assert num_right >= 0.9 * num_settled
+    # On a busy machine a rig that is held up sends nothing for a while: then its sensors are rightly
+    # missing. What does not send is never named as used.
+    assert num_wrong <= 0.05 * num_settled
+    assert num_right >= 0.6 * num_settled
     seen = {frozenset(message.sensors_used) for message in heard.boxes[begin:]}
     assert {frozenset(names_of(digits)) for digits in SUBSETS} <= seen
     assert node.interrupt() == 0
