@@ -153,8 +153,8 @@ def test_results_go_on_and_say_which_sensors_they_are_from(
             num_right += used == sent
             num_wrong += not used <= sent
     assert num_settled >= len(SUBSETS)
-    # On a busy machine a rig that is held up sends nothing for a while: then its sensors are rightly
-    # missing. What does not send is never named as used.
+    # On a busy machine a rig that is held up sends nothing for a while: its sensors are rightly
+    # missing then. What does not send is never named as used.
     assert num_wrong <= 0.05 * num_settled
     assert num_right >= 0.6 * num_settled
     seen = {frozenset(message.sensors_used) for message in heard.boxes[begin:]}
