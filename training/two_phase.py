@@ -12,9 +12,11 @@ taught by their own losses alone.
 Source: specs, FULLER sections 2.6, 2.7, 3.3 and 4.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -257,23 +259,36 @@ class _ModalityBalance:
         fusion.mix.register_forward_pre_hook(self._watch)
 
     def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].requires_grad:
-            inputs[0].register_hook(self._scaled)
+        entered = inputs[0]
+        if entered.requires_grad:
+            # the fuser's zeros for a sensor that is masked have a gradient that reaches no branch
+            there = [part.detach().flatten(1).any(dim=1) for part in self._parts(entered)]
+            entered.register_hook(partial(self._scaled, there))
 
-    def _scaled(self, gradient: Tensor) -> Tensor:
-        parts = gradient.split([self.fusion.c_camera, self.fusion.c_lidar], dim=1)
-        squares = torch.stack([_norm(part).square() for part in parts])
-        camera, lidar = self.backward.ranks.sum(squares).sqrt().tolist()
+    def _parts(self, entered: Tensor) -> tuple[Tensor, Tensor]:
+        camera, lidar = entered.split([self.fusion.c_camera, self.fusion.c_lidar], dim=1)
+        return camera, lidar
+
+    def _scaled(self, there: Sequence[Tensor], gradient: Tensor) -> Tensor:
+        parts = self._parts(gradient)
+        found = [_norm(part[seen]).square() for part, seen in zip(parts, there, strict=True)]
+        num_seen = [seen.sum().to(gradient.device, torch.float32) for seen in there]
+        *squares, num_camera, num_lidar = self.backward.ranks.sum(
+            torch.stack([*found, *num_seen])
+        ).tolist()
+        camera, lidar = (square**0.5 for square in squares)
         if self.config.norm == "rms":
             camera /= self.fusion.c_camera**0.5
             lidar /= self.fusion.c_lidar**0.5
+        unit = self.backward.unit
+        if self.backward.scaler.is_enabled() and not math.isfinite(camera + lidar):
+            return gradient  # an overflow: the scaler must see it
         factors = modality_factors(camera, lidar, self.config)
-        for sensor, norm in (("camera", camera), ("LiDAR", lidar)):
-            if not has_direction(norm):
+        for sensor, norm, num in (("camera", camera, num_camera), ("LiDAR", lidar, num_lidar)):
+            if num and not has_direction(norm):
                 kind = "0" if norm == 0.0 else "not finite"
                 text = f"the gradient of the {sensor}'s BEV map is {kind}: both stay as they are"
                 self.backward.note(text)
-        unit = self.backward.unit
         self.backward.found(
             norm_camera=camera / unit,
             norm_lidar=lidar / unit,

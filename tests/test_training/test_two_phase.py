@@ -285,6 +285,20 @@ def test_a_sensor_without_a_gradient_changes_nothing_and_is_noted():
     ]
 
 
+@pytest.mark.parametrize("lost", ["camera_mask", "lidar_mask"])
+def test_a_sensor_that_is_lost_leaves_the_other_as_it_is(batch, lost):
+    # the fuser's zeros have a gradient, but it reaches no branch: nothing to be level with
+    nothing = torch.zeros_like(getattr(batch.inputs, lost))
+    without = dataclasses.replace(
+        batch, inputs=dataclasses.replace(batch.inputs, **{lost: nothing})
+    )
+    step = detector_step(None, EqualConfig())
+    _, figures = gradients(step, without)
+    assert (figures["factor_camera"], figures["factor_lidar"]) == (1.0, 1.0)
+    assert figures["norm_camera" if lost == "camera_mask" else "norm_lidar"] == 0.0
+    assert step.backward.notes() == []  # lost sensors are ordinary in training
+
+
 def test_black_images_are_no_catastrophe(batch):
     step = detector_step(InterConfig(), EqualConfig())
     images = torch.zeros_like(batch.inputs.images)
