@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -61,7 +62,7 @@ ARMS: dict[str, tuple[InterConfig | None, IntraConfig | None]] = {
     "both": (InterConfig(rule=ImtlGConfig()), EqualConfig()),
     "uncertainty": (InterConfig(rule=UncertaintyConfig()), None),
     "grad_norm": (InterConfig(rule=GradNormConfig()), None),
-    "mgda": (InterConfig(rule=MgdaConfig()), None),
+    "mgda": (InterConfig(rule=MgdaConfig(), site="feature"), None),
     "pc_grad": (InterConfig(rule=PcGradConfig()), None),
     "equal_norm": (InterConfig(rule=EqualNormConfig()), None),
 }
@@ -139,6 +140,7 @@ def main() -> int:
         prog=f"ablate.py {sys.argv[1]}",
         config=(tyro.conf.AvoidSubcommands,),
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both leave no process behind
     figures = run_ablation(command.config, command.options)
     if figures is None:
         sys.stdout.write("stopped: the same command goes on from there\n")
@@ -216,7 +218,11 @@ def _done(jobs: Sequence[_Job], processes: int) -> Iterator[tuple[_Job, Figures 
         try:
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
-        finally:  # of an error or Ctrl-C, too
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()  # a training finishes its step and can be gone on with
+            raise
+        finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -123,6 +123,11 @@ class TrainConfig:
         inputs = self.detector.inputs
         if self.intra is not None and not (inputs.cameras and inputs.use_lidar):
             raise ValueError("intra is given, expected a network with cameras and LiDAR")
+        weights = (self.optim.box_weight, self.optim.map_weight)
+        if self.inter is not None and not min(weights) > 0.0:
+            raise ValueError(
+                f"inter is given and box_weight, map_weight are {weights}, expected both above 0"
+            )
 
 
 def _at_least(value: float, smallest: float, name: str) -> None:

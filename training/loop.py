@@ -137,6 +137,7 @@ class Training:
         self.profile = profile
         self.order = sample_order(config, dataset, ranks)
         self._num_bad = 0
+        self._last_notes: tuple[str, ...] = ()
         self._store = CheckpointStore(run)
         if ranks.is_first:
             self._store.remove_leftovers()
@@ -217,7 +218,9 @@ class Training:
         timing = {STEP_TIME: time.perf_counter() - started, DATA_WAIT_TIME: waited}
         log.step(step + 1, result.values, timing)
         for text in result.notes:
-            log.event(step + 1, "calibration", text)
+            if text not in self._last_notes:  # what goes on is said once
+                log.event(step + 1, "calibration", text)
+        self._last_notes = result.notes
         self._judge(result, log)
         return not result.bad
 

@@ -130,7 +130,9 @@ class TrainStep:
             losses.parameters(), lr=optim.lr, weight_decay=optim.weight_decay
         )
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=optim.precision == "fp16")
-        self.backward = TwoPhaseBackward(losses, inter, intra, ranks, self.scaler, seed)
+        self.backward = TwoPhaseBackward(
+            losses, inter, intra, ranks, self.scaler, seed, optim.max_bad_steps
+        )
         self._loss_names: dict[str, list[str]] = {}
         self.ema: dict[str, Tensor] = {}
         if optim.ema_decay:
@@ -217,7 +219,8 @@ class TrainStep:
         return contextlib.nullcontext()
 
     def _update(self, step: int) -> tuple[str, bool, float]:
-        self.backward.mend()
+        if broken := self.backward.mend():
+            return broken, False, float("nan")
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.losses.parameters(), self.optim.clip_norm))
         scale = self.scaler.get_scale()

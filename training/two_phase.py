@@ -12,9 +12,11 @@ taught by their own losses alone.
 Source: specs, FULLER sections 2.6, 2.7, 3.3 and 4.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -29,6 +31,7 @@ from training.task_rules import InterConfig, learned, loss_weights, shared_weigh
 TaskLosses = dict[str, dict[str, Tensor]]
 """Task ("boxes", "map", "depth") -> name of a loss -> its value over this batch."""
 
+_BROKEN = "broken/"
 FIGURE_PREFIX = "gradient/"
 """Of the names of what calibration says about a step."""
 
@@ -68,6 +71,7 @@ class TwoPhaseBackward:
         ranks: The processes that train together: all come to the same weights.
         scaler: Of fp16.
         seed: Fixes rules that are random.
+        max_broken: Steps in a row in which a task's gradient may be left out for not being finite.
     """
 
     def __init__(
@@ -78,11 +82,12 @@ class TwoPhaseBackward:
         ranks: Ranks,
         scaler: torch.amp.GradScaler,
         seed: int = 0,
+        max_broken: int = 3,
     ):
         self.losses, self.inter, self.ranks, self.scaler = losses, inter, ranks, scaler
-        self.seed = seed
+        self.seed, self.max_broken = seed, max_broken
         self.state: dict[str, float] = {}
-        """What the rule has learned."""
+        """What the rule has learned, and for how many steps a task has been broken."""
         self.unit = 1.0
         """What each loss is multiplied by in the backward pass: fp16's scale, times the ranks."""
         self._modalities: _ModalityBalance | None = None
@@ -106,6 +111,7 @@ class TwoPhaseBackward:
         totals = weighted_losses(graph.losses, self.losses.task_weights)
         learned_weights = self._loss_weights(list(graph.entries))
         roots = [unit * loss for task, loss in totals.items() if task not in graph.entries]
+        self._is_taught |= bool(roots)
         incoming: list[Tensor | None] = [None] * len(roots)
         if graph.shared is not None:
             scaled = {task: unit * learned_weights[task] * totals[task] for task in graph.entries}
@@ -113,12 +119,23 @@ class TwoPhaseBackward:
             incoming.append(self._down_to_shared(graph, graph.shared, scaled, learned_weights))
         torch.autograd.backward(roots, incoming)
 
-    def mend(self) -> None:
-        """After all ranks' gradients are there: take out those that no task has taught."""
+    def mend(self) -> str:
+        """After all ranks' gradients are there: take out those that no task has taught.
+
+        Returns:
+            Why the step must not be done; empty where it may.
+        """
         for task in self._broken:
             _forget(self.losses.task_parameters(task))
         if not self._is_taught:
             _forget(self.losses.shared_parameters())
+        before = {task: self.state.get(_BROKEN + task, 0.0) for task in self._broken}
+        self.state = {name: x for name, x in self.state.items() if not name.startswith(_BROKEN)}
+        for task in sorted(self._broken):
+            num = self.state[_BROKEN + task] = before[task] + 1.0
+            if num > self.max_broken or not self._is_taught:
+                return f"the gradient of {task} is not finite"
+        return ""
 
     def figures(self) -> dict[str, float]:
         """Means over the step's micro-batches, by names that start with `FIGURE_PREFIX`."""
@@ -208,11 +225,10 @@ class TwoPhaseBackward:
         weights = np.zeros(len(tasks))
         if self.scaler.is_enabled() and not np.isfinite(norms).all():
             weights[:] = 1.0  # an overflow: the scaler must see it
-        elif there.any():
-            kept = gram[np.ix_(there, there)]
-            weights[there] = shared_weights(self.inter.rule, kept, self._rng)
-            self._note_missing(tasks, norms)
         else:
+            if there.any():
+                kept = gram[np.ix_(there, there)]
+                weights[there] = shared_weights(self.inter.rule, kept, self._rng)
             self._note_missing(tasks, norms)
         self._is_taught |= bool(weights.any())
         for place, task in enumerate(tasks):
@@ -229,7 +245,7 @@ class TwoPhaseBackward:
     def _note_missing(self, tasks: Sequence[str], norms: np.ndarray) -> None:
         for task, norm in zip(tasks, norms, strict=True):
             if norm == 0.0:
-                self.note(f"the gradient of {task} is 0: the shared part learns without it")
+                self.note(f"the gradient of {task} is 0: the shared part does not learn from it")
             elif not np.isfinite(norm):
                 self._broken.add(task)
                 self.note(f"the gradient of {task} is not finite: the task is left out")
@@ -257,23 +273,36 @@ class _ModalityBalance:
         fusion.mix.register_forward_pre_hook(self._watch)
 
     def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].requires_grad:
-            inputs[0].register_hook(self._scaled)
+        entered = inputs[0]
+        if entered.requires_grad:
+            # the fuser's zeros for a sensor that is masked have a gradient that reaches no branch
+            there = [part.detach().flatten(1).any(dim=1) for part in self._parts(entered)]
+            entered.register_hook(partial(self._scaled, there))
 
-    def _scaled(self, gradient: Tensor) -> Tensor:
-        parts = gradient.split([self.fusion.c_camera, self.fusion.c_lidar], dim=1)
-        squares = torch.stack([_norm(part).square() for part in parts])
-        camera, lidar = self.backward.ranks.sum(squares).sqrt().tolist()
+    def _parts(self, entered: Tensor) -> tuple[Tensor, Tensor]:
+        camera, lidar = entered.split([self.fusion.c_camera, self.fusion.c_lidar], dim=1)
+        return camera, lidar
+
+    def _scaled(self, there: Sequence[Tensor], gradient: Tensor) -> Tensor:
+        parts = self._parts(gradient)
+        found = [_norm(part[seen]).square() for part, seen in zip(parts, there, strict=True)]
+        num_seen = [seen.sum().to(gradient.device, torch.float32) for seen in there]
+        *squares, num_camera, num_lidar = self.backward.ranks.sum(
+            torch.stack([*found, *num_seen])
+        ).tolist()
+        camera, lidar = (square**0.5 for square in squares)
         if self.config.norm == "rms":
             camera /= self.fusion.c_camera**0.5
             lidar /= self.fusion.c_lidar**0.5
+        unit = self.backward.unit
+        if self.backward.scaler.is_enabled() and not math.isfinite(camera + lidar):
+            return gradient  # an overflow: the scaler must see it
         factors = modality_factors(camera, lidar, self.config)
-        for sensor, norm in (("camera", camera), ("LiDAR", lidar)):
-            if not has_direction(norm):
+        for sensor, norm, num in (("camera", camera, num_camera), ("LiDAR", lidar, num_lidar)):
+            if num and not has_direction(norm):
                 kind = "0" if norm == 0.0 else "not finite"
                 text = f"the gradient of the {sensor}'s BEV map is {kind}: both stay as they are"
                 self.backward.note(text)
-        unit = self.backward.unit
         self.backward.found(
             norm_camera=camera / unit,
             norm_lidar=lidar / unit,

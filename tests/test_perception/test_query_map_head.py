@@ -34,6 +34,37 @@ def test_a_constant_map_gives_constant_logits():
     torch.testing.assert_close(logits, logits[..., :1, :1].expand_as(logits), atol=1e-5, rtol=0)
 
 
+def test_a_query_reads_where_things_are():
+    head = map_head().eval()
+    filters = head.pixels[0].weight
+    filters.data = filters + filters.flip(3)  # the same for a mirrored map
+    bev = torch.randn(1, 8, 8, 16)
+    logits, mirrored = head(bev).logits, head(bev.flip(3)).logits
+    # the pixels are mirrored with the map; the queries, which know positions, are others
+    assert not torch.allclose(logits, mirrored.flip(3), atol=1e-3)
+    head.position.zero_()
+    logits, mirrored = head(bev).logits, head(bev.flip(3)).logits
+    torch.testing.assert_close(logits, mirrored.flip(3), atol=1e-4, rtol=1e-4)
+
+
+def test_a_query_reads_the_scene():
+    head = map_head().eval()
+    shown = {}
+    head.to_mask[0].register_forward_pre_hook(lambda module, inputs: shown.update(query=inputs[0]))
+    head(torch.zeros(1, 8, 8, 16))
+    empty = shown["query"]
+    head(torch.randn(1, 8, 8, 16))
+    assert not torch.allclose(shown["query"], empty, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "change", [{"class_frequency": 0.0}, {"class_frequency": 1.0}, {"num_layers": 0}]
+)
+def test_impossible_sizes_are_refused(change):
+    with pytest.raises(ValueError, match="expected"):
+        QueryMapHeadConfig(grid=RASTER, **change)
+
+
 def test_a_layer_is_expected_at_its_frequency_before_training():
     head = map_head()
     with torch.no_grad():

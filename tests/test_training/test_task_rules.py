@@ -129,19 +129,55 @@ def test_uncertainty_ends_at_the_logarithm_of_the_loss():
     assert loss_weights(rule, state, ["boxes"])["boxes"] == pytest.approx(0.25, abs=1e-3)
 
 
+def test_grad_norm_makes_norms_level_that_are_a_hundred_times_apart():
+    rule, state = GradNormConfig(), {}
+    for _ in range(300):
+        weights = loss_weights(rule, state, TASKS)
+        norms = {"boxes": 148.0 * weights["boxes"], "map": weights["map"]}
+        own = {task: norms[task] / weights[task] for task in TASKS}
+        state = learned(rule, state, {"boxes": 1.0, "map": 1.0}, own)
+    assert norms["boxes"] == pytest.approx(norms["map"], rel=0.06)  # two steps of 2.5 %
+
+
+def test_a_huge_loss_does_not_throw_the_variance_beyond_its_end():
+    rule, state = UncertaintyConfig(), {}
+    seen = []
+    for _ in range(300):
+        state = learned(rule, state, {"boxes": 1000.0}, {"boxes": 1.0})
+        seen.append(state["s/boxes"])
+    assert max(seen) <= math.log(1000.0) + 0.11  # ends at ln 1000 = 6.91
+    assert seen[-1] == pytest.approx(math.log(1000.0), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FixedConfig(map=math.nan),
+        lambda: FixedConfig(boxes=0.0),
+        lambda: UncertaintyConfig(lr=-1.0),
+        lambda: GradNormConfig(lr=0.0),
+        lambda: GradNormConfig(asymmetry=-1.0),
+    ],
+)
+def test_impossible_numbers_are_refused(make):
+    with pytest.raises(ValueError, match="expected more than 0"):
+        make()
+
+
 def test_grad_norm_by_hand():
     rule = GradNormConfig(lr=0.1)
-    # at first all rates are 1: norms 3 and 1 shall both be 2; weights 0.9 and 1.1, whose sum is 2
+    # at first all rates are 1: norms 3 and 1 shall both be 2: exp(-0.1) and exp(0.1), made to have
+    # the sum 2: 0.904837 / 1.005004 and 1.105171 / 1.005004
     state = learned(rule, {}, {"boxes": 8.0, "map": 4.0}, {"boxes": 3.0, "map": 1.0})
     assert state == pytest.approx(
-        {"first/boxes": 8.0, "first/map": 4.0, "weight/boxes": 0.9, "weight/map": 1.1}
+        {"first/boxes": 8.0, "first/map": 4.0, "weight/boxes": 0.900332, "weight/map": 1.099668}
     )
     # the boxes' loss is a quarter, the map's the same: relative rates 0.4 and 1.6, norms 1 and 1.1
-    # have the mean 1.05 and shall be 1.05 * 0.4 ** 1.5 = 0.27 and 2.1: weights 0.8 and 1.2
+    # have the mean 1.05 and shall be 1.05 * 0.4 ** 1.5 = 0.27 and 2.1: a ratio of exp(-0.4)
     state = learned(rule, state, {"boxes": 2.0, "map": 4.0}, {"boxes": 1 / 0.9, "map": 1.0})
-    assert loss_weights(rule, state, TASKS) == pytest.approx({"boxes": 0.8, "map": 1.2})
+    assert loss_weights(rule, state, TASKS) == pytest.approx({"boxes": 0.802625, "map": 1.197375})
     # no task is ever given up
-    for _ in range(50):
-        state = learned(rule, state, {"boxes": 2.0, "map": 4.0}, {"boxes": 1e6, "map": 1e-6})
-    assert loss_weights(rule, state, TASKS)["boxes"] > 0.005
+    for _ in range(200):
+        state = learned(rule, state, {"boxes": 2.0, "map": 4.0}, {"boxes": 1e9, "map": 1e-9})
+    assert loss_weights(rule, state, TASKS)["boxes"] == pytest.approx(1e-4, rel=0.1)
     assert learned(rule, state, {}, {}) == state

@@ -285,6 +285,20 @@ def test_a_sensor_without_a_gradient_changes_nothing_and_is_noted():
     ]
 
 
+@pytest.mark.parametrize("lost", ["camera_mask", "lidar_mask"])
+def test_a_sensor_that_is_lost_leaves_the_other_as_it_is(batch, lost):
+    # the fuser's zeros have a gradient, but it reaches no branch: nothing to be level with
+    nothing = torch.zeros_like(getattr(batch.inputs, lost))
+    without = dataclasses.replace(
+        batch, inputs=dataclasses.replace(batch.inputs, **{lost: nothing})
+    )
+    step = detector_step(None, EqualConfig())
+    _, figures = gradients(step, without)
+    assert (figures["factor_camera"], figures["factor_lidar"]) == (1.0, 1.0)
+    assert figures["norm_camera" if lost == "camera_mask" else "norm_lidar"] == 0.0
+    assert step.backward.notes() == []  # lost sensors are ordinary in training
+
+
 def test_black_images_are_no_catastrophe(batch):
     step = detector_step(InterConfig(), EqualConfig())
     images = torch.zeros_like(batch.inputs.images)
@@ -305,7 +319,7 @@ def test_a_task_without_labels_leaves_the_shared_part_to_the_other(batch):
     unlabelled = dataclasses.replace(batch, map=dataclasses.replace(batch.map, labelled=labelled))
     result = step([unlabelled], 0)
     assert not result.bad
-    assert result.notes == ("the gradient of map is 0: the shared part learns without it",)
+    assert result.notes == ("the gradient of map is 0: the shared part does not learn from it",)
     assert result.values["gradient/alpha_boxes"] == 1.0
     assert result.values["gradient/alpha_map"] == 0.0
     assert all(np.isfinite(list(result.values.values())))
@@ -331,6 +345,40 @@ def test_a_task_with_an_infinite_gradient_is_left_out_and_the_step_goes_on():
     assert toy_step(act={"map": infinite_slope})([toy_batch()], 0).bad
 
 
+def test_what_stays_infinite_is_a_bad_step_in_the_end():
+    step = toy_step(InterConfig(), act={"map": infinite_slope})
+    # max_bad_steps is 3: three steps without the map, then training has to go back
+    assert [step([toy_batch()], number).bad for number in range(5)] == ["", "", ""] + [
+        "the gradient of map is not finite"
+    ] * 2
+    step.losses.act = {}
+    assert not step([toy_batch()], 5).bad
+    step.losses.act = {"map": infinite_slope}
+    assert not step([toy_batch()], 6).bad  # counted from the start again
+
+
+def test_a_step_that_no_task_can_teach_is_bad():
+    step = toy_step(InterConfig(), act=dict.fromkeys(("boxes", "map"), infinite_slope))
+    before = copy.deepcopy(step.losses.state_dict())
+    result = step([toy_batch()], 0)
+    assert result.bad == "the gradient of boxes is not finite"
+    after = step.losses.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in after)
+
+
+def test_depth_teaches_where_neither_task_has_labels(batch):
+    step = detector_step(InterConfig())
+    nothing = torch.zeros_like
+    unlabelled = dataclasses.replace(
+        batch,
+        map=dataclasses.replace(batch.map, labelled=nothing(batch.map.labelled)),
+    )
+    step.losses.task_weights["boxes"] = 0.0
+    found, _ = gradients(step, unlabelled)
+    taught = [name for name, x in found.items() if name.startswith("image_encoder") and x.any()]
+    assert taught
+
+
 def test_no_task_at_all_leaves_the_shared_part_as_it_is():
     step = toy_step(InterConfig(), EqualConfig())
     step([toy_batch()], 0)  # moments that would go on by themselves
@@ -339,6 +387,7 @@ def test_no_task_at_all_leaves_the_shared_part_as_it_is():
     result = step([toy_batch()], 1)
     assert not result.bad
     assert len(result.notes) == 2 + 2  # two tasks, two sensors
+    assert step.backward.state == {}
     after = step.losses.state_dict()
     assert all(torch.equal(after[n], before[n]) for n in after if "heads" not in n)
 

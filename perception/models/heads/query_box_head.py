@@ -98,6 +98,11 @@ class QueryBoxHead(nn.Module):
 
     def __init__(self, config: QueryBoxHeadConfig, c_in: int, num_classes: int, grid: BevGrid):
         super().__init__()
+        if config.num_queries >= num_classes * grid.num_cells:
+            raise ValueError(
+                f"num_queries is {config.num_queries}, expected fewer than {num_classes} classes "
+                f"in {grid.num_cells} cells"
+            )
         self.config = config
         self.grid = grid
         c = config.channels

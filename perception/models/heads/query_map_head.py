@@ -44,6 +44,15 @@ class QueryMapHeadConfig:
     class_frequency: float = 0.1
     """Share of the raster that a layer is expected to cover before training. Source: ours."""
 
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        if not 0.0 < self.class_frequency < 1.0:
+            raise ValueError(
+                f"class_frequency is {self.class_frequency}, expected more than 0 and less than 1"
+            )
+        if self.num_layers < 1:
+            raise ValueError(f"num_layers is {self.num_layers}, expected 1 or more")
+
 
 class QueryMapHead(nn.Module):
     """Each layer's query reads the scene, then is compared with every pixel."""
