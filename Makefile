@@ -9,6 +9,8 @@ BF16 := $(shell grep -qs avx512_bf16 /proc/cpuinfo && echo --optim.precision bf1
 
 BIN := .venv/bin
 SHAPES := --jaxtyping-packages=perception,beartype.beartype
+# Two processes with a thread each; a file's tests share what they made.
+PARALLEL := -n 2 --dist loadfile
 TEST_BUNDLE := build/test_bundle
 TOY_BUNDLE := build/toy_bundle
 SOAK_MINUTES ?= 10
@@ -47,7 +49,8 @@ format: .venv/.done ## format and mend what the linter can
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
 
 test: .venv/.done $(TEST_BUNDLE) $(TOY_BUNDLE) ## the whole CPU suite, ROS included
-	@BEV_REAL_LOG=$(abspath $(LOG)) $(BIN)/python -m pytest -m "not slow and not ros" $(SHAPES)
+	@BEV_REAL_LOG=$(abspath $(LOG)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) \
+	  -m "not slow and not ros" $(SHAPES)
 	@BEV_REAL_LOG=$(abspath $(LOG)) PYTHON=$(PYTHON) bash ros2_ws/run_tests.sh $(TEST_BUNDLE)
 
 # The tiny network with random weights: what the ROS tests run.
