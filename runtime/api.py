@@ -19,6 +19,15 @@ from perception.messages import (
 from perception.taxonomy import LIDAR
 from runtime.calibration_epochs import CalibrationEpochs, same_calibration
 from runtime.calibration_file import read_calibration, write_calibration
+from runtime.decoding.cloud_decoding import POINT_FIELDS, CloudRules, to_points_lidar
+from runtime.decoding.image_decoding import compressed_to_rgb, to_rgb
+from runtime.decoding.message_header import ConversionError, to_frame_id, to_stamp_ns
+from runtime.decoding.pose_decoding import (
+    PIXEL_CENTER_SHIFT,
+    to_intrinsics,
+    to_T_global_ego,
+    to_transforms,
+)
 from runtime.ego_motion import EgoPoseBuffer
 from runtime.engines.selection import open_engine
 from runtime.ladder import Ladder
@@ -29,11 +38,15 @@ from runtime.synchronizer import Synchronizer, SynchronizerConfig
 
 __all__ = [
     "LIDAR",
+    "PIXEL_CENTER_SHIFT",
+    "POINT_FIELDS",
     "Bundle",
     "Calibration",
     "CalibrationEpochs",
     "CameraCalibration",
     "CameraImage",
+    "CloudRules",
+    "ConversionError",
     "Detections",
     "EgoPoseBuffer",
     "InputError",
@@ -52,6 +65,7 @@ __all__ = [
     "SensorMessage",
     "Synchronizer",
     "SynchronizerConfig",
+    "compressed_to_rgb",
     "load_bundle",
     "open_engine",
     "quaternion_from_transform",
@@ -59,6 +73,13 @@ __all__ = [
     "run_command",
     "same_calibration",
     "self_test",
+    "to_T_global_ego",
+    "to_frame_id",
+    "to_intrinsics",
+    "to_points_lidar",
+    "to_rgb",
+    "to_stamp_ns",
+    "to_transforms",
     "transform_from_quaternion",
     "write_calibration",
 ]

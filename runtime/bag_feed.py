@@ -1,7 +1,7 @@
 """A rosbag2 recording (sqlite3 or MCAP) as the source of a replay; ROS itself is not needed."""
 
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +11,18 @@ import numpy as np
 
 from perception.data.nuscenes_log import MissingFile
 from perception.errors import InputError
-from perception.messages import Calibration, CameraImage, LidarSweep, SensorMessage
-from perception.taxonomy import LIDAR
-from runtime.bag_messages import (
-    UnusableMessageError,
-    camera_of,
-    points_of,
-    rgb_of,
-    stamp_ns,
-    transform_of,
+from perception.messages import (
+    Calibration,
+    CameraCalibration,
+    CameraImage,
+    LidarSweep,
+    SensorMessage,
 )
+from perception.taxonomy import LIDAR
+from runtime.decoding.cloud_decoding import to_points_lidar
+from runtime.decoding.image_decoding import compressed_to_rgb, to_rgb
+from runtime.decoding.message_header import ConversionError, to_frame_id, to_stamp_ns
+from runtime.decoding.pose_decoding import to_intrinsics, to_T_global_ego, to_transforms
 from runtime.ego_motion import EgoPoseBuffer
 from runtime.message_source import Arrival
 
@@ -74,8 +76,6 @@ class BagSource:
         """
         self._path, self._cameras, self._base_frame = path, tuple(cameras), base_frame
         self._given = calibration
-        self.unusable_poses: Counter[str] = Counter()
-        """Odometry messages that were not used, by reason."""
         with self._open() as reader:
             types = {c.topic: c.msgtype for c in reader.connections}
         self._sensor_of_topic = self._find_topics(types, dict(topics or {}))
@@ -96,25 +96,35 @@ class BagSource:
         return self._given or self._recorded_calibration
 
     def arrivals(self, scene: str) -> Iterator[Arrival]:
-        """See `MessageSource`; a message waits, in reading only, for the pose after its stamp."""
+        """See `MessageSource`; a message waits, in reading only, for the pose after its stamp.
+
+        A message that cannot be used, odometry included, comes as a `MissingFile` whose reason is
+        that of the `ConversionError`.
+        """
         self._check(scene)
         poses = EgoPoseBuffer()
         waiting: deque[tuple[Arrival, int, int]] = deque()
         """With stamp and time of recording."""
         has_odometry = ODOMETRY in self._sensor_of_topic.values()
-        shift_ns: int | None = None
+        newest_pose_ns = 0
         with self._open() as reader:
-            newest_pose_ns = 0
-            for sensor, recorded_ns, message in self._messages(reader):
-                if sensor == ODOMETRY:
-                    newest_pose_ns = max(newest_pose_ns, self._add_pose(poses, message))
-                elif sensor == LIDAR or sensor in self._cameras:
-                    content, taken_ns = self._decode(sensor, recorded_ns, message)
-                    if shift_ns is None:
-                        shift_ns = taken_ns - recorded_ns
-                        shift_ns = shift_ns if abs(shift_ns) > CLOCK_TOLERANCE_NS else 0
-                    arrival = Arrival(now_ns=recorded_ns + shift_ns, message=content)
-                    waiting.append((arrival, taken_ns, recorded_ns))
+            for sensor, recorded_ns, message in self._messages(
+                reader, (ODOMETRY, LIDAR, *self._cameras)
+            ):
+                now_ns = stamp_ns = recorded_ns + self._clock_shift_ns
+                content: SensorMessage | MissingFile | None = None
+                try:
+                    stamp_ns = _stamp_ns(message)
+                    if sensor == ODOMETRY:
+                        poses.add(stamp_ns, to_T_global_ego(message, self._base_frame))
+                        newest_pose_ns = max(newest_pose_ns, stamp_ns)
+                    else:
+                        content = _decoded(sensor, stamp_ns, message)
+                except ConversionError as error:
+                    content = MissingFile(sensor=sensor, stamp_ns=stamp_ns, reason=error.reason)
+                if content is not None:
+                    arrival = Arrival(now_ns=now_ns, message=content)
+                    waiting.append((arrival, stamp_ns, recorded_ns))
                 while waiting and (
                     not has_odometry
                     or waiting[0][1] <= newest_pose_ns
@@ -165,72 +175,48 @@ class BagSource:
         return sensor_of_topic
 
     def _messages(
-        self, reader: Any, sensors: Sequence[str] | None = None
-    ) -> Iterator[tuple[str, int, Any]]:
-        """Sensor, time of recording [ns] and message; the raw bytes where it cannot be unpacked."""
+        self, reader: Any, sensors: Collection[str]
+    ) -> Iterator[tuple[str, int, Any | None]]:
+        """Sensor, time of recording [ns] and message; None where it cannot be unpacked."""
         connections = [
-            c
-            for c in reader.connections
-            if c.topic in self._sensor_of_topic
-            and (sensors is None or self._sensor_of_topic[c.topic] in sensors)
+            c for c in reader.connections if self._sensor_of_topic.get(c.topic) in sensors
         ]
-        if not connections:
+        if not connections:  # rosbags takes none for all
             return
         for connection, recorded_ns, data in reader.messages(connections=connections):
-            try:
-                message = reader.deserialize(data, connection.msgtype)
-            except Exception:  # damaged bytes fail in as many ways as there are types
-                message = data
+            message = _unpacked(reader, connection, data)
             yield self._sensor_of_topic[connection.topic], int(recorded_ns), message
 
-    def _decode(
-        self, sensor: str, recorded_ns: int, message: Any
-    ) -> tuple[SensorMessage | MissingFile, int]:
-        """The runtime's message without its pose, and its stamp [ns]."""
-        taken_ns = recorded_ns
-        try:
-            if isinstance(message, bytes | memoryview):
-                raise UnusableMessageError("message cannot be unpacked")
-            taken_ns = stamp_ns(message)
-            if sensor == LIDAR:
-                points_lidar = points_of(message)
-                sweep = LidarSweep(stamp_ns=taken_ns, points_lidar=points_lidar, T_global_ego=None)
-                return sweep, taken_ns
-            rgb = rgb_of(message)
-            image = CameraImage(camera=sensor, stamp_ns=taken_ns, rgb=rgb, T_global_ego=None)
-            return image, taken_ns
-        except UnusableMessageError as error:
-            return MissingFile(sensor=sensor, stamp_ns=taken_ns, reason=str(error)), taken_ns
-
-    def _add_pose(self, poses: EgoPoseBuffer, message: Any) -> int:
-        """Keep a pose; gives its stamp [ns], 0 if it cannot be used."""
-        try:
-            if isinstance(message, bytes | memoryview):
-                raise UnusableMessageError("message cannot be unpacked")
-            if message.child_frame_id not in ("", self._base_frame):
-                raise UnusableMessageError(f"odometry is of {message.child_frame_id!r}")
-            pose, taken_ns = message.pose.pose, stamp_ns(message)
-            poses.add(taken_ns, transform_of(pose.position, pose.orientation))
-            return taken_ns
-        except UnusableMessageError as error:
-            self.unusable_poses[str(error)] += 1
-            return 0
+    @cached_property
+    def _clock_shift_ns(self) -> int:
+        """What is added to the times of recording, see `CLOCK_TOLERANCE_NS`."""
+        with self._open() as reader:
+            for _, recorded_ns, message in self._messages(reader, (LIDAR, *self._cameras)):
+                try:
+                    shift_ns = _stamp_ns(message) - recorded_ns
+                except ConversionError:
+                    continue
+                return shift_ns if abs(shift_ns) > CLOCK_TOLERANCE_NS else 0
+        return 0
 
     @cached_property
     def _recorded_calibration(self) -> Calibration:
         """The rig of `camera_info` and `/tf_static`: the first message of each."""
-        advice = "pass --calibration FILE"
         T_parent_child, info, frame_of = self._read_rig()
         cameras = {}
-        for camera in self._cameras:
-            if camera in info:
-                T_ego_cam = self._to_base(info[camera].header.frame_id, T_parent_child)
-                try:
-                    cameras[camera] = camera_of(info[camera], T_ego_cam)
-                except UnusableMessageError as error:
-                    raise InputError(f"{self._path}: {camera}: {error}: {advice}.") from error
+        for camera, message in info.items():
+            T_ego_cam = self._to_base(frame_of[camera], T_parent_child)
+            try:
+                K_cam, width_px, height_px = to_intrinsics(message)
+            except ConversionError as error:
+                raise self._no_rig(camera, error) from error
+            cameras[camera] = CameraCalibration(
+                K_cam=K_cam, T_ego_cam=T_ego_cam, width_px=width_px, height_px=height_px
+            )
         if not cameras and LIDAR not in frame_of:
-            raise InputError(f"{self._path} has neither camera info nor a cloud: {advice}.")
+            raise InputError(
+                f"{self._path} has neither camera info nor a cloud: pass --calibration FILE."
+            )
         T_ego_lidar = (
             self._to_base(frame_of[LIDAR], T_parent_child) if LIDAR in frame_of else np.eye(4)
         )
@@ -246,21 +232,23 @@ class BagSource:
         with self._open() as reader:
             static = [c for c in reader.connections if c.topic == STATIC_TF_TOPIC]
             for connection, _, data in reader.messages(connections=static) if static else ():
-                for stamped in reader.deserialize(data, connection.msgtype).transforms:
-                    part = stamped.transform
-                    transforms[stamped.child_frame_id] = (
-                        stamped.header.frame_id,
-                        transform_of(part.translation, part.rotation),
-                    )
-            for sensor, _, message in self._messages(reader, tuple(wanted)):
-                if sensor in wanted and hasattr(message, "header"):
+                try:
+                    transforms |= to_transforms(_checked(_unpacked(reader, connection, data)))
+                except ConversionError as error:
+                    raise self._no_rig(STATIC_TF_TOPIC, error) from error
+            for sensor, _, message in self._messages(reader, wanted):
+                if sensor in wanted and message is not None:
                     wanted.remove(sensor)
-                    frame_of[sensor] = message.header.frame_id
-                    if sensor != LIDAR:
-                        info[sensor.removesuffix(".info")] = message
+                    name = sensor.removesuffix(".info")
+                    frame_of[name] = message.header.frame_id
+                    if name != LIDAR:
+                        info[name] = message
                 if not wanted:
                     break
         return transforms, info, frame_of
+
+    def _no_rig(self, what: str, error: ConversionError) -> InputError:
+        return InputError(f"{self._path}: {what}: {error}: pass --calibration FILE.")
 
     def _to_base(self, frame: str, T_parent_child: dict[str, tuple[str, np.ndarray]]) -> np.ndarray:
         """`T_ego_frame` by way of the frames between."""
@@ -301,6 +289,33 @@ class BagSource:
 
 def _ends_with(topic: str, ends: Sequence[str]) -> bool:
     return any(topic == end or topic.endswith(f"/{end}") for end in ends)
+
+
+def _unpacked(reader: Any, connection: Any, data: bytes) -> Any | None:
+    try:
+        return reader.deserialize(data, connection.msgtype)
+    except Exception:  # damaged bytes fail in as many ways as there are types
+        return None
+
+
+def _checked(message: Any | None) -> Any:
+    if message is None:
+        raise ConversionError("not_unpacked", "its bytes are no message of its type")
+    return message
+
+
+def _stamp_ns(message: Any | None) -> int:
+    return to_stamp_ns(_checked(message).header)
+
+
+def _decoded(sensor: str, stamp_ns: int, message: Any) -> SensorMessage:
+    """The runtime's message without its pose, read as the node reads it."""
+    to_frame_id(message.header.frame_id)
+    if sensor == LIDAR:
+        points_lidar = to_points_lidar(message)
+        return LidarSweep(stamp_ns=stamp_ns, points_lidar=points_lidar, T_global_ego=None)
+    rgb = to_rgb(message) if hasattr(message, "encoding") else compressed_to_rgb(message)
+    return CameraImage(camera=sensor, stamp_ns=stamp_ns, rgb=rgb, T_global_ego=None)
 
 
 def _with_pose(arrival: Arrival, poses: EgoPoseBuffer) -> Arrival:

@@ -1,6 +1,6 @@
 """Time of decoding one frame's ROS messages: six 1600x900 images and a cloud.
 
-    make bench-ros    (it says where the modules of the ROS package lie)
+    make bench-ros    (it says where the stand-ins of the messages lie)
 
 Messages are plain objects with `array('B')` data, as rclpy gives them; ROS is not needed.
 """
@@ -13,10 +13,10 @@ from array import array
 import numpy as np
 import simplejpeg
 from message_stand_ins import CHANNELS, Message, cloud, compressed, image
-from perception_ros.cloud_decoding import to_points_lidar
-from perception_ros.image_decoding import compressed_to_rgb, to_rgb
-from perception_ros.message_header import to_frame_id, to_stamp_ns
 
+from runtime.decoding.cloud_decoding import to_points_lidar
+from runtime.decoding.image_decoding import compressed_to_rgb, to_rgb
+from runtime.decoding.message_header import to_frame_id, to_stamp_ns
 from runtime.latency import LatencyRecorder
 
 SIZE = (1600, 900)

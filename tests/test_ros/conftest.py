@@ -65,7 +65,10 @@ class RosProcess:
         pairs = [
             word
             for name, value in parameters.items()
-            for word in ("-p", f"{name}:={str(value).lower() if value in (True, False) else value}")
+            for word in (
+                "-p",
+                f"{name}:={str(value).lower() if isinstance(value, bool) else value}",
+            )
         ]
         self.log = log
         with log.open("w") as file:

@@ -16,7 +16,7 @@ from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import Odometry
 from perception_ros import convert, inputs
 from perception_ros.inputs import Inputs
-from perception_ros.rig import Rig
+from perception_ros.rig import MAX_FRAMES, Rig
 from perception_ros.settings import NodeSettings
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
@@ -164,6 +164,32 @@ def test_what_cannot_be_read_is_counted_by_its_source_and_reason() -> None:
     assert len(bench.node.log) == 4
 
 
+def test_a_frame_without_a_proper_name_is_refused() -> None:
+    bench = Bench()
+    picture_, cloud_ = picture(), cloud()
+    picture_.header.frame_id, cloud_.header.frame_id = "", "/roof"
+    bench.send("~/input/image0", picture_)
+    bench.send("~/input/pointcloud", cloud_)
+    assert bench.loop.rejected == [("CAM_FRONT", "frame_empty"), ("LIDAR_TOP", "frame_slash")]
+
+
+def test_a_refused_message_has_one_diagnostic_and_none_for_what_else_it_was() -> None:
+    bench = Bench(calibrated=False, allow_zero_row_step=True)
+    short = cloud()
+    short.row_step = 0
+    short.data = short.data[:-1]
+    unplaced = convert.to_cloud(np.array([[1, np.nan]] * 4, np.float32), header("roof_lidar"))
+    bench.send("~/input/pointcloud", short)
+    bench.send("~/input/pointcloud", unplaced)
+    info = convert.CameraInfo(
+        header=header(), width=16, height=8, distortion_model="plumb_bob", d=[0.1] * 5, k=K.ravel(),
+        r=[2.0] * 9,
+    )  # fmt: skip
+    bench.send("~/input/camera_info0", info)
+    assert bench.loop.rejected == [("LIDAR_TOP", "data_short"), ("LIDAR_TOP", "extrinsics")]
+    assert bench.loop.counted == {"CAM_FRONT camera info: rectification": 1}
+
+
 def test_an_image_of_another_size_than_the_calibration_is_refused() -> None:
     bench = Bench()
     bench.send("~/input/image0", convert.to_image(np.zeros((8, 15, 3), np.uint8), header()))
@@ -227,6 +253,16 @@ def test_one_bad_transform_is_counted_and_the_others_are_used(tf2_msgs: type) ->
     bench.send("/tf", message)
     assert bench.loop.counted == {"tf: position": 1}
     assert bench.rig.knows_place_of("LIDAR_TOP")
+
+
+def test_frames_beyond_the_bound_are_counted_and_dropped(tf2_msgs: type) -> None:
+    bench = Bench()
+    for start in (0, MAX_FRAMES - 2):
+        names = [f"f{start + i}" for i in range(MAX_FRAMES - 2)]
+        bench.send("/tf", transforms(*(("base_link", name, 1.0) for name in names[:900])))
+        bench.send("/tf", transforms(*(("base_link", name, 1.0) for name in names[900:])))
+    # There is room for two of the second 998.
+    assert bench.loop.counted == {"tf: tf_full": MAX_FRAMES - 4}
 
 
 def test_use_tf_false_leaves_tf_alone(tf2_msgs: type) -> None:

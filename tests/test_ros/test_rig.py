@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("perception_ros", reason="the ROS workspace is not sourced")
 
-from perception_ros.rig import FrameTree, Rig
+from perception_ros.rig import MAX_FRAMES, FrameTree, Rig
 
 from runtime.api import Calibration, CameraCalibration
 
@@ -55,6 +55,18 @@ def test_the_newest_transform_counts() -> None:
     tree.update({"cam": ("base_link", shift(1))})
     tree.update({"cam": ("base_link", shift(2))})
     np.testing.assert_array_equal(tree.find("base_link", "cam"), shift(2))
+
+
+def test_a_full_tree_takes_no_new_names_but_news_of_old_ones() -> None:
+    tree = FrameTree()
+    many = {f"frame{i}": ("base_link", shift(i)) for i in range(MAX_FRAMES - 1)}
+    assert tree.update(many) == []
+    assert tree.update({"last": ("base_link", shift(1)), "over": ("base_link", shift(1))}) == [
+        "over"
+    ]
+    assert tree.find("base_link", "over") is None
+    assert tree.update({"last": ("base_link", shift(2))}) == []
+    np.testing.assert_array_equal(tree.find("base_link", "last"), shift(2))
 
 
 def test_a_file_alone_is_the_calibration() -> None:

@@ -1,7 +1,7 @@
 """Sensor messages to the runtime's types and back: pure functions, no node.
 
 A message that cannot be used raises `ConversionError`; the node drops it and counts its reason.
-The one door to the decoding modules, which know nothing of ROS.
+Decoding is the runtime's (`runtime/decoding/`) and knows nothing of ROS; encoding is here.
 """
 
 from array import array
@@ -13,16 +13,22 @@ from nav_msgs.msg import Odometry
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from perception_ros.cloud_decoding import POINT_FIELDS, CloudRules, to_points_lidar
-from perception_ros.image_decoding import compressed_to_rgb, to_rgb
-from perception_ros.message_header import ConversionError, to_frame_id, to_stamp_ns
-from perception_ros.pose_decoding import (
+from runtime.api import (
     PIXEL_CENTER_SHIFT,
+    POINT_FIELDS,
+    CameraCalibration,
+    CloudRules,
+    ConversionError,
+    compressed_to_rgb,
+    quaternion_from_transform,
+    to_frame_id,
     to_intrinsics,
+    to_points_lidar,
+    to_rgb,
+    to_stamp_ns,
     to_T_global_ego,
     to_transforms,
 )
-from runtime.api import CameraCalibration, quaternion_from_transform
 
 __all__ = [
     "CloudRules",

@@ -56,7 +56,6 @@ class Inputs:
             intensity_scale=settings.intensity_scale,
             allow_zero_row_step=settings.allow_zero_row_step,
         )
-        self._notices: Counter[str] = Counter()
         self._subscriptions: list[Any] = []
         # First, as the executor serves in this order: a pose is there when its frame is complete.
         self._subscribe(Odometry, "~/input/odometry", self._on_odometry, ODOMETRY_DEPTH)
@@ -105,19 +104,23 @@ class Inputs:
 
     def _on_tf(self, message: Any) -> None:
         try:
-            self._tree.update(convert.to_transforms(message, partial(self._dropped, "tf")))
+            transforms = convert.to_transforms(message, partial(self._dropped, "tf"))
         except convert.ConversionError as error:
             self._dropped("tf", error)
-        else:
-            self._place(*self._frame_of)
+            return
+        for frame in self._tree.update(transforms):
+            error = convert.ConversionError("tf_full", f"there is no room for {frame!r}")
+            self._dropped("tf", error)
+        self._place(*self._frame_of)
 
     def _on_info(self, camera: str, message: CameraInfo) -> None:
+        notices: Counter[str] = Counter()
         try:
-            K_cam, width_px, height_px = convert.to_intrinsics(message, self._notices)
+            K_cam, width_px, height_px = convert.to_intrinsics(message, notices)
         except convert.ConversionError as error:
             self._dropped(f"{camera} camera info", error)
             return
-        self._note(f"{camera} camera info")
+        self._note(f"{camera} camera info", notices)
         if self._rig.set_intrinsics(camera, K_cam, width_px, height_px):
             self._node.get_logger().info(f"{camera}: intrinsics taken from camera info")
             self._loop.calibrate()
@@ -127,28 +130,30 @@ class Inputs:
     ) -> None:
         try:
             stamp_ns = convert.to_stamp_ns(message.header)
+            frame_id = convert.to_frame_id(message.header.frame_id)
             rgb = to_rgb(message, self._rig.size_px(camera))
         except convert.ConversionError as error:
             self._rejected(camera, error)
             return
-        self._learn_frame(camera, message.header.frame_id)
+        self._learn_frame(camera, frame_id)
         self._loop.push(CameraImage(camera=camera, stamp_ns=stamp_ns, rgb=rgb, T_global_ego=None))
 
     def _on_cloud(self, message: PointCloud2) -> None:
+        notices: Counter[str] = Counter()
         try:
             stamp_ns = convert.to_stamp_ns(message.header)
-            points_lidar = convert.to_points_lidar(message, self._cloud_rules, self._notices)
-            self._note(LIDAR)
-            self._learn_frame(LIDAR, message.header.frame_id)
+            frame_id = convert.to_frame_id(message.header.frame_id)
+            points_lidar = convert.to_points_lidar(message, self._cloud_rules, notices)
+            self._learn_frame(LIDAR, frame_id)
             if not self._rig.knows_place_of(LIDAR):
                 raise convert.ConversionError(
                     "extrinsics",
-                    f"where {message.header.frame_id!r} sits in {self._settings.base_frame!r} is "
-                    "not known",
+                    f"where {frame_id!r} sits in {self._settings.base_frame!r} is not known",
                 )
         except convert.ConversionError as error:
             self._rejected(LIDAR, error)
             return
+        self._note(LIDAR, notices)
         self._loop.push(LidarSweep(stamp_ns=stamp_ns, points_lidar=points_lidar, T_global_ego=None))
 
     def _learn_frame(self, sensor: str, frame_id: str) -> None:
@@ -170,11 +175,10 @@ class Inputs:
             )
             self._loop.calibrate()
 
-    def _note(self, source: str) -> None:
+    def _note(self, source: str, notices: Counter[str]) -> None:
         """Count what was used although it is not as it should be."""
-        for what, number in self._notices.items():
+        for what, number in notices.items():
             self._loop.count(f"{source}: {what} (used)", number)
-        self._notices.clear()
 
     def _rejected(self, sensor: str, error: convert.ConversionError) -> None:
         self._loop.reject(sensor, error.reason)

@@ -16,6 +16,9 @@ SAME_TRANSFORM = 1e-6
 MAX_CHAIN = 32
 """Longest chain of frames that is followed: beyond it there is a loop. Source: ours."""
 
+MAX_FRAMES = 1000
+"""Most frames that are kept: names arrive by message. Source: ours; cars have some dozens."""
+
 Transforms = Mapping[str, tuple[str, np.ndarray]]
 """Child frame -> its parent and `T_parent_child` [m]."""
 
@@ -27,9 +30,15 @@ class FrameTree:
         """Start without frames."""
         self._parents: dict[str, tuple[str, np.ndarray]] = {}
 
-    def update(self, transforms: Transforms) -> None:
-        """Take newer transforms."""
-        self._parents.update(transforms)
+    def update(self, transforms: Transforms) -> list[str]:
+        """Take newer transforms; gives the frames there was no room for (`MAX_FRAMES`)."""
+        refused = []
+        for child, parent in transforms.items():
+            if child in self._parents or len(self._parents) < MAX_FRAMES:
+                self._parents[child] = parent
+            else:
+                refused.append(child)
+        return refused
 
     def find(self, base: str, frame: str) -> np.ndarray | None:
         """`T_base_frame`, or None where `frame` does not hang below `base`."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from perception_ros.message_header import ConversionError, to_frame_id
-from runtime.api import transform_from_quaternion
+from perception.geometry.rigid import transform_from_quaternion
+from runtime.decoding.message_header import ConversionError, to_frame_id
 
 PIXEL_CENTER_SHIFT = 0.5
 """Principal points of ROS and OpenCV count from the centre of the first pixel, ours from its corner

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 from message_stand_ins import HEIGHT, WIDTH, Message
-from perception_ros import cloud_decoding, image_decoding, message_header, pose_decoding
+
+from runtime.decoding import cloud_decoding, image_decoding, message_header, pose_decoding
 
 Made = tuple[Message, Any]
 """A message and what it has to decode to; None where it has to be refused."""

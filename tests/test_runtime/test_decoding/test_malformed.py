@@ -19,8 +19,6 @@ from malformed_images import COMPRESSED, IMAGES
 from malformed_kinds import Kind, decode
 from malformed_poses import INFOS, ODOMETRIES, TRANSFORMS
 from message_stand_ins import HEIGHT, WIDTH, Message, picture, points
-from perception_ros.image_decoding import compressed_to_rgb
-from perception_ros.message_header import ConversionError
 
 from perception.taxonomy import CAMERAS, LIDAR
 from runtime.api import (
@@ -34,6 +32,8 @@ from runtime.api import (
     SynchronizerConfig,
     load_bundle,
 )
+from runtime.decoding.image_decoding import compressed_to_rgb
+from runtime.decoding.message_header import ConversionError
 
 KINDS = (*CLOUDS, *IMAGES, *COMPRESSED, *INFOS, *ODOMETRIES, *TRANSFORMS)
 NIGHT = "BEV_NIGHT" in os.environ

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from perception_ros.message_header import ConversionError
+from runtime.decoding.message_header import ConversionError
 
 _CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
 """Encoding -> bytes per pixel."""

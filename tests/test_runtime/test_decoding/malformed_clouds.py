@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from malformed_kinds import Kind, Made, broken
 from message_stand_ins import PLAIN, Message, cloud, field, header, points
-from perception_ros.cloud_decoding import CloudRules
+
+from runtime.decoding.cloud_decoding import CloudRules
 
 Random = np.random.Generator
 BIG = 2**32 - 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from perception_ros.message_header import ConversionError
+from runtime.decoding.message_header import ConversionError
 
 _TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
 """PointField.datatype -> numpy's name of it. Source: sensor_msgs/PointField."""
@@ -123,7 +123,9 @@ def _checked_layout(cloud: Any) -> tuple[list[str], list[int]]:
         )
     names = [field.name for field in cloud.fields]
     order = ">" if cloud.is_bigendian else "<"
-    formats, offsets, taken = [], [], []
+    formats: list[str] = []
+    offsets: list[int] = []
+    taken: list[tuple[int, int]] = []
     for name in POINT_FIELDS:
         if names.count(name) != 1:
             shown = [other[:40] for other in names]

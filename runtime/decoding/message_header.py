@@ -1,7 +1,7 @@
 """What all messages have in common: a stamp, a frame, and the error of one that cannot be used.
 
 Here and in the other decoding modules a message is any object with the attributes of the ROS
-message: nothing of ROS is imported, so recorded and invented messages decode like received ones.
+message: nothing of ROS is imported, so messages of bags decode like received ones.
 """
 
 from typing import Any
