@@ -87,10 +87,10 @@ bench-sparse: .venv/.done ## tables of the sparse encoder and the encoder itself
 	@$(BIN)/python tests/benchmark_sparse.py --log $(LOG)
 
 bench-ros: .venv/.done ## time of decoding one frame's ROS messages
-	@PYTHONPATH=tests/test_ros:ros2_ws/src/perception_ros $(BIN)/python tests/benchmark_ros_convert.py
+	@PYTHONPATH=tests/test_runtime/test_decoding $(BIN)/python tests/benchmark_ros_convert.py
 
 nightly: .venv/.done $(TEST_BUNDLE) ## a thousand cases of each malformed message, 200,000 damaged ones
-	@BEV_NIGHT=1 $(BIN)/python -m pytest tests/test_ros/test_malformed.py --timeout 3600
+	@BEV_NIGHT=1 $(BIN)/python -m pytest tests/test_runtime/test_decoding/test_malformed.py --timeout 3600
 	@BEV_NIGHT=1 PYTHON=$(PYTHON) bash ros2_ws/run_tests.sh $(TEST_BUNDLE) -k damaged_bytes -s 2> build/nightly.log
 
 soak: .venv/.done $(TOY_BUNDLE) ## the node under full load (SOAK_MINUTES=10): memory, threads, files, latency
