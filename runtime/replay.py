@@ -121,6 +121,7 @@ class Replay:
         self._records: list[golden.Record] = []
         self._sensors_used: Counter[str] = Counter()
         self._sensors_missing: Counter[str] = Counter()
+        self._bundles_used: Counter[str] = Counter()
         self._modes: list[str] = []
         self._num_incomplete = 0
         self._warm_up_ms = 0.0
@@ -149,7 +150,15 @@ class Replay:
         return {
             "format_version": FORMAT_VERSION,
             "recipe": bundle.card.recipe,
-            "bundles": {p.bundle.path.name: _bundle_record(p.bundle) for p in pipelines},
+            "bundles": [
+                {
+                    "name": p.bundle.path.name,
+                    "recipe": p.bundle.card.recipe,
+                    "sha256": p.bundle.digest,
+                    "frames": self._bundles_used[p.bundle.digest],
+                }
+                for p in pipelines
+            ],
             "engine": self._pipeline.engine.description,
             "log": self._source.description,
             "scenes": list(self._scenes),
@@ -216,6 +225,7 @@ class Replay:
         self._sensors_used[replay_report.sensors_text(result.sensors_used)] += 1
         self._sensors_missing.update(result.sensors_missing.keys())
         self._num_incomplete += len(result.sensors_used) < len(self._sensors)
+        self._bundles_used[result.bundle_digest] += 1
         self._modes.append(result.mode)
         self._records.append(golden.frame_record(fed.scene, result))
         for sink in self._sinks:
@@ -367,10 +377,6 @@ def _write_calibration(path: Path, source: MessageSource, scenes: Sequence[str])
     write_calibration(path, source.calibration(scenes[0]))
     sys.stdout.write(f"calibration of {scenes[0]} written to {path}\n")
     return 0
-
-
-def _bundle_record(bundle: Bundle) -> dict[str, str]:
-    return {"recipe": bundle.card.recipe, "sha256": bundle.digest}
 
 
 if __name__ == "__main__":

@@ -137,11 +137,11 @@ def peak_memory_mib() -> float:
 def _head(report: Report) -> list[tuple[str, str]]:
     dropped = _counts(report["frames_dropped"])
     bundles = [
-        f"{name} ({bundle['recipe']}, {bundle['sha256'][:12]})"
-        for name, bundle in report["bundles"].items()
+        f"{bundle['name']} ({bundle['recipe']}, {bundle['sha256'][:12]}) {bundle['frames']}"
+        for bundle in report["bundles"]
     ]
     return [
-        ("bundle", ", ".join(bundles)),
+        ("frames by bundle", ", ".join(bundles)),
         ("engine", f"{report['engine']}, warm-up {report['warm_up_ms']:.1f} ms"),
         ("log", f"{report['log']}: {', '.join(report['scenes'])}"),
         ("clock", f"{report['clock']}, a frame every {report['period_ms']:g} ms"),

@@ -5,8 +5,11 @@ Seven boxes, one per camera and one for the LiDAR. Of box i:
     vx = frustum points        vy = pillars
     score = 0.5 + 0.05 i where the sensor's mask is 1, else 0;    label = i
 Each map channel is 0.1 (number of cameras) + 0.3 (LiDAR mask) everywhere.
+
+The camera-only and the LiDAR-only graph are the same without the other sensors' boxes or masks.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +64,25 @@ OUTPUTS = (
 )
 
 
-def toy_card() -> ModelCard:
-    """The card of the tiny graph."""
+def _tensors(num_cameras: int) -> tuple[tuple, tuple]:
+    """Inputs and outputs of the tiny graph."""
+    per_camera = ("images", "camera_mask", "depth_img")
+    inputs = tuple(
+        (name, dtype, (str(num_cameras), *shape[1:]) if name in per_camera else shape)
+        for name, dtype, shape in INPUTS
+    )
+    num_boxes = str(num_cameras + 1)
+    outputs = tuple(
+        (name, dtype, (num_boxes, *shape[1:]) if shape[0] == str(NUM_BOXES) else shape)
+        for name, dtype, shape in OUTPUTS
+    )
+    return inputs, outputs
+
+
+def toy_card(
+    recipe: str = "toy", cameras: tuple[str, ...] = CAMERAS, use_lidar: bool = True
+) -> ModelCard:
+    """The card of the tiny graph for all cameras or none."""
 
     def specs(tensors: tuple) -> tuple[TensorSpec, ...]:
         return tuple(
@@ -70,35 +90,39 @@ def toy_card() -> ModelCard:
             for name, dtype, shape in tensors
         )
 
+    inputs, outputs = _tensors(len(cameras))
+
     return ModelCard(
         format_version=FORMAT_VERSION,
-        recipe="toy",
+        recipe=recipe,
         commit="none",
-        inputs=SPEC,
+        inputs=dataclasses.replace(SPEC, cameras=cameras, use_lidar=use_lidar),
         point_columns=POINT_COLUMNS,
         box_columns=BOX_COLUMNS,
         detection_classes=DETECTION_CLASSES,
         map_classes=MAP_CLASSES,
         map_grid=BevGrid(x_min=-20.0, x_max=20.0, y_min=-20.0, y_max=20.0, cell=1.0),
-        num_boxes=NUM_BOXES,
-        input_tensors=specs(INPUTS),
-        output_tensors=specs(OUTPUTS),
+        num_boxes=len(cameras) + 1,
+        input_tensors=specs(inputs),
+        output_tensors=specs(outputs),
     )
 
 
-def toy_model() -> onnx.ModelProto:
-    """The tiny graph."""
-    slot = np.arange(NUM_BOXES, dtype=np.float32)
-    size = np.tile(np.array([0, 1, 1, 1, 0], np.float32), (NUM_BOXES, 1))  # z, l, w, h, yaw
+def toy_model(num_cameras: int = len(CAMERAS)) -> onnx.ModelProto:
+    """The tiny graph for all cameras or none."""
+    inputs, outputs = _tensors(num_cameras)
+    labels = np.arange(NUM_BOXES)[len(CAMERAS) - num_cameras :]
+    slot, num_boxes = labels.astype(np.float32), len(labels)
+    size = np.tile(np.array([0, 1, 1, 1, 0], np.float32), (num_boxes, 1))  # z, l, w, h, yaw
     constants = {
         "slot": slot,
         "slot_column": slot[:, None],
-        "top_score": 0.5 + 0.05 * slot,
+        "top_score": np.float32(0.5) + np.float32(0.05) * slot,
         "size_columns": size,
-        "labels_constant": np.arange(NUM_BOXES),
+        "labels_constant": labels,
         "white": np.float32(255),
         "no_pixels": np.zeros(1, np.float32),
-        "column": np.array([NUM_BOXES, 1]),
+        "column": np.array([num_boxes, 1]),
         "last": np.array([400]),
         "per_camera": np.float32(0.1),
         "for_lidar": np.float32(0.3),
@@ -148,7 +172,7 @@ def toy_model() -> onnx.ModelProto:
         numpy_helper.from_array(np.ascontiguousarray(value), name)
         for name, value in constants.items()
     ]
-    graph = helper.make_graph(nodes, "toy", infos(INPUTS), infos(OUTPUTS), initializers)
+    graph = helper.make_graph(nodes, "toy", infos(inputs), infos(outputs), initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
@@ -157,7 +181,9 @@ def write_toy_bundle(
 ) -> Path:
     """Write a bundle that `perception.bundle.load_bundle` accepts."""
     folder.mkdir(parents=True)
-    (folder / bundle.MODEL_FILE).write_bytes((model or toy_model()).SerializeToString())
-    (folder / bundle.CARD_FILE).write_text(json_codec.to_json(card or toy_card()))
+    card = card or toy_card()
+    model = model or toy_model(len(card.inputs.cameras))
+    (folder / bundle.MODEL_FILE).write_bytes(model.SerializeToString())
+    (folder / bundle.CARD_FILE).write_text(json_codec.to_json(card))
     bundle.write_manifest(folder)
     return folder

@@ -1,5 +1,3 @@
-import contextlib
-import io
 import itertools
 import json
 import shutil
@@ -7,12 +5,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from replay_command import run_cli
 
 from perception.data.nuscenes_log import NuScenesLog
-from perception.errors import run_command
 from perception.messages import PerceptionResult, SensorFrame
 from perception.taxonomy import CAMERAS, LIDAR
 from runtime import replay
@@ -24,17 +21,6 @@ from runtime.replay_faults import FaultPlan, parse_fault
 BUDGETS = Path(__file__).with_name("budgets.json")
 REPOSITORY = Path(__file__).resolve().parents[2]
 MS = 1_000_000
-
-
-def run_cli(*arguments: object) -> SimpleNamespace:
-    """The command as its process runs it, without the seconds that a process takes to start."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            run_command(lambda: replay.main([str(argument) for argument in arguments]))
-        except SystemExit as end:
-            code = end.code
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def outputs(folder: Path) -> tuple[dict, dict]:
@@ -156,25 +142,6 @@ def test_accepted_detections_and_budgets_decide_the_exit_code(
     assert slow.returncode == 1
     assert "p50_ms of waiting for sensors: got 4" in slow.stdout
     assert "allowed 0.001" in slow.stdout
-
-
-def test_paced_replay_takes_the_logs_time_and_gives_the_virtual_clocks_frames(
-    toy_bundle: Path, small_log_root: Path
-) -> None:
-    def run(speed: float) -> replay.Replay:
-        done = started(Pipeline(load_bundle(toy_bundle), num_threads=1), small_log_root, speed)
-        done.run()
-        return done
-
-    virtual, paced = run(0).report(), run(2).report()
-    assert paced["frames_in"] == virtual["frames_in"]
-    assert paced["frames_out"] + paced["frames_dropped"].get(OVERTAKEN, 0) == paced["frames_in"]
-    assert paced["clock"] == "wall"
-    # The group of a sweep at 0 waits for an image at most 50 ms later: 25 ms at double speed.
-    waiting = paced["latency"]["waiting for sensors"]
-    assert 0 <= waiting["p50_ms"] < 60
-    assert paced["latency"]["total"]["p50_ms"] >= waiting["p50_ms"]
-    assert "speed 2" in paced["latency_meaning"]
 
 
 def test_a_pipeline_that_is_too_slow_gets_the_newest_frame_and_the_rest_is_counted(
@@ -350,16 +317,3 @@ def test_a_real_log_keeps_its_stamps_offsets_and_gaps(
             assert LIDAR in record["sensors_missing"]
     assert report["missing_files"][LIDAR] == 5
     assert all(frame.T_global_ego is not None for frame in frames if not frame.missing)
-
-
-def test_a_synthetic_log_replays_as_any_other(
-    toy_bundle: Path, synthetic_log_root: Path, tmp_path: Path
-) -> None:
-    run = [toy_bundle, "--log", synthetic_log_root, "--scene", "scene-0103", "--speed", 0]
-    done = run_cli(*run, "--out", tmp_path / "a")
-    assert done.returncode == 0, done.stderr
-    report, _ = outputs(tmp_path / "a")
-    # 4 keyframes, 2 sweeps each but for the last
-    assert report["messages"] == {**dict.fromkeys(sorted(CAMERAS), 4), LIDAR: 7}
-    assert report["missing_files"] == {}
-    assert report["frames_out"] >= 4
