@@ -16,7 +16,7 @@ TOY_BUNDLE := build/toy_bundle
 SOAK_MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-gpu bench bench-synthetic bench-data bench-bev-pool bench-bev-pool-cuda bench-sparse bench-ros nightly soak test-ros-throughput ros demo clean
+.PHONY: help setup check format test test-slow test-gpu bench bench-synthetic bench-data bench-bev-pool bench-bev-pool-cuda bench-sparse bench-ros nightly soak replay-golden test-ros-throughput ros demo clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -97,6 +97,9 @@ soak: .venv/.done $(TOY_BUNDLE) ## the node under full load (SOAK_MINUTES=10): m
 	@PYTHON=$(PYTHON) bash -c '. ros2_ws/enter.sh && ROS_DOMAIN_ID=77 ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST \
 	  FASTDDS_DEFAULT_PROFILES_FILE=ros2_ws/src/perception_ros/config/fastdds.xml \
 	  .venv-ros/bin/python tests/soak.py $(TOY_BUNDLE) --minutes $(SOAK_MINUTES)'
+
+replay-golden: .venv/.done ## accept what the toy bundle finds now: tests/test_replay/golden.json
+	@$(BIN)/python tests/replay_command.py
 
 test-ros-throughput: $(TEST_BUNDLE) ## six full-size cameras and a LiDAR between two processes: 100 % of the messages
 	@MARKERS='ros and slow' PYTHON=$(PYTHON) bash ros2_ws/run_tests.sh $(TEST_BUNDLE) -k full_size -s
