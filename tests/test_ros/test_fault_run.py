@@ -152,12 +152,14 @@ def test_results_go_on_and_say_which_sensors_they_are_from(
             used, sent = set(message.sensors_used), names_of(past[-1][1])
             num_right += used == sent
             num_wrong += not used <= sent
+    print(f"settled {num_settled}, right {num_right}, wrong {num_wrong}")  # noqa: T201
     assert num_settled >= len(SUBSETS)
     # On a busy machine a rig that is held up sends nothing for a while: its sensors are rightly
     # missing then. What does not send is never named as used.
     assert num_wrong <= 0.05 * num_settled
     assert num_right >= 0.6 * num_settled
-    seen = {frozenset(message.sensors_used) for message in heard.boxes[begin:]}
+    # The first subset may be over before the second rig is found; the first rig has shown it.
+    seen = {frozenset(message.sensors_used) for message in heard.boxes}
     assert {frozenset(names_of(digits)) for digits in SUBSETS} <= seen
     assert node.interrupt() == 0
     assert "Traceback" not in node.output

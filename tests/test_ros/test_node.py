@@ -67,6 +67,11 @@ class InProcess:
 
     def call(self, kind: Any, service: str, request: Any) -> Any:
         client = self.other.create_client(kind, service)
+        for _ in range(4):  # now and then Fast DDS does not match a client for good: ask anew
+            if client.wait_for_service(timeout_sec=5.0):
+                break
+            self.other.destroy_client(client)
+            client = self.other.create_client(kind, service)
         self.spin_until(client.service_is_ready, f"{service} is there")
         future = client.call_async(request)
         self.spin_until(future.done, f"{service} answers")
