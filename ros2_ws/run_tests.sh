@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the ROS 2 tests in .venv-ros, which has no torch.
 #
-#   bash ros2_ws/run_tests.sh BUNDLE [pytest arguments]
+#   bash ros2_ws/run_tests.sh BUNDLE [tests/test_ros/FILE ...] [pytest arguments]
 #
 # BUNDLE is an exported bundle for the tests that start the node. Without cmake, make and g++ the
 # message package cannot be built: then the tests are left out, and it is said so.
@@ -16,4 +16,5 @@ shift
 
 . "$root/ros2_ws/enter.sh"
 cd "$root"
-exec "$root/.venv-ros/bin/python" -m pytest -m "${MARKERS:-ros and not slow}" tests/test_ros "$@"
+case "$*" in *tests/*) tests=() ;; *) tests=(tests/test_ros) ;; esac
+exec "$root/.venv-ros/bin/python" -m pytest -m "${MARKERS:-ros and not slow}" "${tests[@]}" "$@"

@@ -118,4 +118,7 @@ def test_frames_go_on_after_a_jump_of_time(
     jumps = {f"time jumped {'back' if sign < 0 else 'ahead'}": 1} if jump_ms > 1000 else {}
     assert {k: n for k, n in synchronizer.counters.items() if "jumped" in k} == jumps
     if sign > 0:
-        assert synchronizer.counters == jumps  # nothing is dropped
+        # Nothing is dropped, but what comes first after a gap in which its sensor was given up may
+        # miss a frame that did not wait for it.
+        dropped = {k: n for k, n in synchronizer.counters.items() if "jumped" not in k}
+        assert all(k.endswith(": late") and n == 1 for k, n in dropped.items())
