@@ -75,6 +75,8 @@ def run_ranks(world_size: int, target: Callable[..., None], *arguments: object) 
 
 def _alone(target: Callable[..., None], arguments: tuple) -> None:
     torch.set_num_threads(1)
+    # data workers as the command starts them; those of a fork server outlive a killed training
+    multiprocessing.set_start_method("fork", force=True)
     with contextlib.redirect_stdout(sys.stderr):
         target(*arguments)
 
