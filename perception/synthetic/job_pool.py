@@ -67,31 +67,35 @@ class JobPool:
         if self._executor is None:
             return [job(on_tick) for job in jobs]
         futures = [self._executor.submit(_run_job, job) for job in jobs]
+        heard = 0
         try:
-            waiting = True
-            while waiting:
-                # asked before the queue, so that the last ticks are not missed
-                waiting = not all(future.done() for future in futures)
-                self._hear(on_tick)
+            while not all(future.done() for future in futures):
+                heard += self._hear(on_tick)
                 failed = [f for f in futures if f.done() and f.exception() is not None]
                 if failed:
                     failed[0].result()
-            return [future.result() for future in futures]
+            done = [future.result() for future in futures]
+            # a process sends its ticks in a thread of its own: the last may come after its result
+            while heard < sum(num_ticks for _, num_ticks in done):
+                heard += self._hear(on_tick)
+            return [result for result, _ in done]
         except BrokenProcessPool as error:
             raise InputError(
                 "A worker process was killed, probably for want of memory: "
                 "pass a smaller number of workers."
             ) from error
 
-    def _hear(self, on_tick: Tick) -> None:
+    def _hear(self, on_tick: Tick) -> int:
+        """Hand on what has come, after a short wait for the first; gives how many they were."""
+        heard = 0
         try:
             self._ticks.get(timeout=0.1)
-            on_tick()
             while True:
-                self._ticks.get_nowait()
+                heard += 1
                 on_tick()
+                self._ticks.get_nowait()
         except Empty:
-            return
+            return heard
 
 
 _worker_ticks: Any = None
@@ -104,5 +108,13 @@ def _start_worker(ticks: Any) -> None:
     cv2.setNumThreads(1)
 
 
-def _run_job(job: Callable[[Tick], Result]) -> Result:
-    return job(lambda: _worker_ticks.put(None))
+def _run_job(job: Callable[[Tick], Result]) -> tuple[Result, int]:
+    """A job's result and its number of ticks."""
+    num_ticks = 0
+
+    def tick() -> None:
+        nonlocal num_ticks
+        num_ticks += 1
+        _worker_ticks.put(None)
+
+    return job(tick), num_ticks
