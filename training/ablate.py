@@ -235,7 +235,7 @@ def _is_trained(run: Path, config: TrainConfig) -> bool:
 
 def _evaluated(run: Path, config: TrainConfig, options: Options) -> Figures:
     """Figures of a trained run: those that lie there if they are of the same keyframes."""
-    log = _val_log(config.data.log, config.data.version, options.val_log)
+    log = _val_log(config, options)
     tokens = spread(split_tokens(log, options.val_split, "all"), options.max_keyframes)
     subsets = sensor_subsets(config.detector.inputs, options.subsets)
     path = run / EVALUATION_FOLDER / EVALUATION_FILE
@@ -260,9 +260,17 @@ def _asked_for(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {name: evaluation.get(name) for name in names} | {"sensor_subsets": subsets}
 
 
-@functools.lru_cache(maxsize=1)
-def _val_log(train_log: str, version: str, val_log: str) -> NuScenesLog:
-    return NuScenesLog(Path(val_log)) if val_log else NuScenesLog(Path(train_log), version or None)
+def _val_log(config: TrainConfig, options: Options) -> NuScenesLog:
+    return _open(options.val_log) if options.val_log else _train_log(config)
+
+
+def _train_log(config: TrainConfig) -> NuScenesLog:
+    return _open(config.data.log, config.data.version)
+
+
+@functools.lru_cache(maxsize=2)
+def _open(root: str, version: str = "") -> NuScenesLog:
+    return NuScenesLog(Path(root), version or None)
 
 
 def _check(config: TrainConfig, options: Options) -> None:
@@ -287,10 +295,8 @@ def _check(config: TrainConfig, options: Options) -> None:
                 f"{config.recipe} has one kind of sensor and the arms {', '.join(needing)} need "
                 "two: leave them out of --arms."
             )
-    train_log = NuScenesLog(Path(config.data.log), config.data.version or None)
-    trained = split_tokens(train_log, config.data.split, config.data.frames)
-    log = _val_log(config.data.log, config.data.version, options.val_log)
-    scored = split_tokens(log, options.val_split, "all")
+    trained = split_tokens(_train_log(config), config.data.split, config.data.frames)
+    scored = split_tokens(_val_log(config, options), options.val_split, "all")
     if both := set(trained) & set(scored):
         raise InputError(
             f"{len(both)} keyframes of {options.val_split!r} are trained on by "

@@ -61,7 +61,7 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
-        _positive(self.slope, "slope")
+        require_positive(self.slope, "slope")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class OgmConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
-        _positive(self.slope, "slope")
+        require_positive(self.slope, "slope")
 
 
 IntraConfig = EqualConfig | GateConfig | OgmConfig
@@ -161,6 +161,7 @@ def _ogm(lead: float, slope: float) -> float:
     return 1.0 - math.tanh(slope * lead) if lead > 1.0 else 1.0
 
 
-def _positive(value: float, name: str) -> None:
+def require_positive(value: float, name: str) -> None:
+    """Refuse a setting that is not above 0, NaN included."""
     if not value > 0.0:
         raise ValueError(f"{name} is {value}, expected more than 0")

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64
 
-from training.gradient_calibration import Gram, ImtlGConfig, imtl_g
+from training.gradient_calibration import Gram, ImtlGConfig, imtl_g, require_positive
 
 MIN_WEIGHT = 1e-4
 """No task is given up by GradNorm. Source: ours."""
@@ -54,8 +54,7 @@ class UncertaintyConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
-        if not self.lr > 0.0:
-            raise ValueError(f"lr is {self.lr}, expected more than 0")
+        require_positive(self.lr, "lr")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 import itertools
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,8 +12,7 @@ from training.task_rules import (
     FixedConfig,
     GradNormConfig,
     ImtlGConfig,
-    MgdaConfig,
-    PcGradConfig,
+    TaskRuleConfig,
     UncertaintyConfig,
     learned,
     loss_weights,
@@ -22,15 +22,7 @@ from training.task_rules import (
 )
 
 TASKS = ("boxes", "map")
-RULES = (
-    ImtlGConfig(),
-    FixedConfig(),
-    UncertaintyConfig(),
-    GradNormConfig(),
-    MgdaConfig(),
-    PcGradConfig(),
-    EqualNormConfig(),
-)
+RULES = tuple(kind() for kind in get_args(TaskRuleConfig))
 
 
 def rng(seed=0):

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,27 +17,16 @@ from training.distributed import Ranks
 from training.gradient_calibration import EqualConfig, GateConfig
 from training.step import DetectorLosses, TrainStep, weighted_sum
 from training.task_rules import (
-    EqualNormConfig,
     FixedConfig,
-    GradNormConfig,
-    ImtlGConfig,
     InterConfig,
-    MgdaConfig,
     PcGradConfig,
+    TaskRuleConfig,
     UncertaintyConfig,
 )
 from training.two_phase import FIGURE_PREFIX
 
 PLAIN = InterConfig(rule=FixedConfig())
-RULES = (
-    ImtlGConfig(),
-    FixedConfig(),
-    UncertaintyConfig(),
-    GradNormConfig(),
-    MgdaConfig(),
-    PcGradConfig(),
-    EqualNormConfig(),
-)
+RULES = tuple(kind() for kind in get_args(TaskRuleConfig))
 
 
 def settings(**changes):
