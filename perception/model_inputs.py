@@ -13,7 +13,6 @@ from jaxtyping import Float32, Float64, Int32, UInt8
 from perception.geometry import pillars, rigid
 from perception.geometry.depth_image import depth_image
 from perception.geometry.image_crop import ImageCrop
-from perception.geometry.point_blocks import PointBlocks
 from perception.geometry.pool_table import PoolTable, PoolTableCache, pool_table
 from perception.input_spec import InputSpec
 from perception.messages import Calibration, SensorFrame
@@ -266,20 +265,14 @@ def rig_depth_images(
     """Depths of points in each of the network's images; zeros for a camera that is not used."""
     height, width = spec.image.height_px, spec.image.width_px
     depth = np.zeros((len(spec.cameras), height, width), np.float32)
-    cameras = [
-        (index, T, K)
-        for index, (T, K) in enumerate(zip(rig.T_ego_cam, rig.K_img_aug, strict=True))
-        if T is not None and K is not None
+    draws = [
+        partial(depth_image, points_ego, T_ego_cam, K_img_aug, height, width, depth[index])
+        for index, (T_ego_cam, K_img_aug) in enumerate(
+            zip(rig.T_ego_cam, rig.K_img_aug, strict=True)
+        )
+        if T_ego_cam is not None and K_img_aug is not None
     ]
-    if not cameras or points_ego.shape[1] == 0:
-        return depth
-    blocks = PointBlocks(points_ego, np.mean([T[:2, 3] for _, T, _ in cameras], axis=0))
-
-    def draw(index: int, T_ego_cam: np.ndarray, K_img_aug: np.ndarray) -> None:
-        points = blocks.maybe_seen(T_ego_cam, K_img_aug, height, width)
-        depth[index] = depth_image(points, T_ego_cam, K_img_aug, height, width)
-
-    _share([partial(draw, *camera) for camera in cameras], executor)
+    _share(draws, executor)
     return depth
 
 
@@ -346,8 +339,8 @@ def _pillars(
     points_ego, _ = accumulated.result()
     if isinstance(change, PlainCut):
         return pillars.build_pillars(points_ego, spec.pillars)
-    A, t = np.split(change.T_ego_aug_ego[:3].astype(np.float32), [3], axis=1)
-    xyz_aug = rigid.product_of_columns(A, points_ego[:3]) + t
+    T_ego_aug_ego = change.T_ego_aug_ego[:3].astype(np.float32)
+    xyz_aug = rigid.apply_to_columns(T_ego_aug_ego, points_ego[:3])
     return pillars.build_pillars(np.concatenate([xyz_aug, points_ego[3:]]), spec.pillars)
 
 

@@ -18,7 +18,7 @@ from perception.errors import InputError
 from perception.geometry.frustum import Frustum
 from perception.geometry.grid import BevGrid
 
-VERSION = 2
+VERSION = 3
 """What `bev_plugins_version` must say: raised with each change of the C interface."""
 
 LIBRARY_NAME = "libbev_plugins.so"

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from perception.geometry import pillars, rigid
+from perception.geometry.lidar_points import occupied_cells, sweep_to_ego
 from perception.input_spec import InputSpec
 from perception.messages import LidarSweep, SensorFrame
 from perception.taxonomy import LIDAR
@@ -51,15 +52,13 @@ def accumulate(
     end = 0
     for sweep in sweeps:
         T_ego_lidar = motion(frame.T_global_ego, sweep.T_global_ego) @ frame.calibration.T_ego_lidar
-        x, y = sweep.points_lidar[:2]
-        far = (np.abs(x) >= config.ego_radius) | (np.abs(y) >= config.ego_radius)
-        points_lidar = sweep.points_lidar.take(np.flatnonzero(far), axis=1)
-        start, end = end, end + points_lidar.shape[1]
-        R_ego_lidar, t_ego_lidar = np.split(T_ego_lidar[:3].astype(np.float32), [3], axis=1)
-        xyz = rigid.product_of_columns(R_ego_lidar, points_lidar[:3])
-        points_ego[:3, start:end] = xyz + t_ego_lidar
-        points_ego[3, start:end] = points_lidar[3]
-        points_ego[4, start:end] = (frame.stamp_ns - sweep.stamp_ns) * 1e-9
+        end += sweep_to_ego(
+            sweep.points_lidar,
+            T_ego_lidar[:3].astype(np.float32),
+            config.ego_radius,
+            (frame.stamp_ns - sweep.stamp_ns) * 1e-9,
+            points_ego[:, end:],
+        )
     return points_ego[:, :end]
 
 
@@ -127,7 +126,7 @@ def _has_usable_point(frame: SensorFrame, spec: InputSpec) -> bool:
     for part in (newest.points_lidar[:, :FIRST_POINTS], newest.points_lidar):
         sweep = dataclasses.replace(newest, points_lidar=part)
         points_ego = accumulate(frame, (sweep,), spec.pillars)
-        if pillars.in_range(points_ego, spec.pillars)[1].any():
+        if len(occupied_cells(points_ego, spec.pillars.volume)[1]):
             return True
     return False
 

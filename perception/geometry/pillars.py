@@ -6,9 +6,10 @@ Cut into slices along z they are voxels; a pillar is a voxel as high as the rang
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 
 from perception.geometry.grid import BevGrid
+from perception.geometry.lidar_points import CellVolume, fill_pillars, occupied_cells
 from perception.geometry.stable_sort import stable_argsort
 
 POINT_COLUMNS = ("x", "y", "z", "intensity", "dt")
@@ -56,6 +57,13 @@ class PillarConfig:
         """Cells of all slices together."""
         return self.num_slices * self.grid.num_cells
 
+    @property
+    def volume(self) -> CellVolume:
+        """Where points become pillars."""
+        return CellVolume(
+            grid=self.grid, z_min=self.z_min, z_max=self.z_max, num_slices=self.num_slices
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pillars:
@@ -74,27 +82,6 @@ class Pillars:
     """Pillars beyond `max_pillars`."""
 
 
-def in_range(
-    points_ego: Float32[np.ndarray, "5 n"], config: PillarConfig
-) -> tuple[Int32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Cell of each point, and whether it is finite and in the range: the cell of others is noise.
-
-    Args:
-        points_ego: One column per point, rows as `POINT_COLUMNS`.
-        config: Grid and limits.
-    """
-    x, y, z = points_ego[:3]
-    with np.errstate(invalid="ignore"):
-        cell, inside = config.grid.flat_index(x, y)
-        inside &= (z >= config.z_min) & (z < config.z_max) & np.isfinite(points_ego[3])
-        if config.num_slices > 1:
-            height = (config.z_max - config.z_min) / config.num_slices
-            # a point just below z_max may round up to the slice above the last
-            iz = np.minimum(((z - config.z_min) / height).astype(np.int32), config.num_slices - 1)
-            cell = cell + iz * np.int32(config.grid.num_cells)
-    return cell, inside
-
-
 def build_pillars(points_ego: Float32[np.ndarray, "5 n"], config: PillarConfig) -> Pillars:
     """Sort points into pillars.
 
@@ -103,39 +90,20 @@ def build_pillars(points_ego: Float32[np.ndarray, "5 n"], config: PillarConfig) 
             are not finite or outside the range are left out.
         config: Grid and limits.
     """
-    cell, inside = in_range(points_ego, config)
-    kept = np.flatnonzero(inside)
-    cell = cell[kept]
-    order = stable_argsort(cell, config.num_cells)
-    cell_sorted = cell[order]
-
-    is_first = np.empty(len(cell_sorted), bool)
-    is_first[:1] = True
-    np.not_equal(cell_sorted[1:], cell_sorted[:-1], out=is_first[1:])
-    first = np.flatnonzero(is_first)
-    num_occupied = len(first)
-    end = np.append(first[1:], len(cell_sorted))
-    if num_occupied > config.max_pillars:
-        nearest = _nearest(cell_sorted[first], config)
-        first, end = first[nearest], end[nearest]
-    num_points = np.minimum(end - first, config.max_points).astype(np.int32)
-
-    rank = np.arange(config.max_points)
-    used = np.flatnonzero(rank[None, :] < num_points[:, None])
-    source = kept[order[(first[:, None] + rank).ravel()[used]]]
-    points = np.zeros((len(first) * config.max_points, len(POINT_COLUMNS)), np.float32)
-    points[used] = points_ego.take(source, axis=1).T
-
-    pillar_cell = cell_sorted[first]
+    cell, occupied = occupied_cells(points_ego, config.volume)
+    kept = occupied
+    if len(occupied) > config.max_pillars:
+        kept = occupied[_nearest(occupied, config)]
+    points, num_points = fill_pillars(points_ego, cell, config.num_cells, kept, config.max_points)
     cell_pillar = np.zeros(config.grid.num_cells if config.num_slices == 1 else 0, np.int32)
     if config.num_slices == 1:
-        cell_pillar[pillar_cell] = np.arange(1, len(first) + 1, dtype=np.int32)
+        cell_pillar[kept] = np.arange(1, len(kept) + 1, dtype=np.int32)
     return Pillars(
-        points=points.reshape(len(first), config.max_points, len(POINT_COLUMNS)),
+        points=points,
         num_points=num_points,
-        cell=pillar_cell,
+        cell=kept,
         cell_pillar=cell_pillar,
-        num_dropped_pillars=num_occupied - len(first),
+        num_dropped_pillars=len(occupied) - len(kept),
     )
 
 

@@ -141,10 +141,11 @@ def test_inverse_3x3_is_the_inverse() -> None:
         rigid.inverse_3x3(np.zeros((3, 3)))
 
 
-def test_product_of_columns_is_the_product() -> None:
+def test_columns_are_transformed() -> None:
     random = np.random.default_rng(1)
-    A, columns = random.normal(size=(3, 3)), random.normal(size=(3, 100))
-    np.testing.assert_allclose(rigid.product_of_columns(A, columns), A @ columns, rtol=1e-12)
+    T, columns = random.normal(size=(3, 4)), random.normal(size=(3, 100))
+    expected = T[:, :3] @ columns + T[:, 3:]
+    np.testing.assert_allclose(rigid.apply_to_columns(T, columns), expected, rtol=1e-11, atol=1e-14)
 
 
 def test_a_quaternion_survives_the_way_through_a_transform() -> None:

@@ -7,12 +7,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <memory>
 #include <new>
 #include <random>
 #include <vector>
 
 #include "bev_pool.h"
+#include "lidar_points.h"
 #include "sparse_tables.h"
 
 // Memory of which there are only so many pieces, for the library, too.
@@ -242,6 +244,51 @@ void little_memory() {
   expect(refused > 0 && built > 0, "memory that is just enough");
 }
 
+// Points of any numbers, in arrays of exactly their size, with rows that have gaps or lie across.
+void points_once() {
+  const float odd[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e-42f, 0.0f, 2.0f};
+  const auto number = [&] { return between(0, 9) ? between(-500, 500) / 50.0f : odd[between(0, 7)]; };
+  const int64_t num = between(0, 600), gap = between(0, 2);
+  std::vector<float> lidar(4 * num), ego(5 * (num + gap)), T(12), P(12);
+  for (std::vector<float>* values : {&lidar, &T, &P})
+    for (float& value : *values) value = number();
+  float nothing = 0;  // empty arrays have no address
+  int64_t kept = 0;
+  const bool across = between(0, 1);
+  expect(lidar_points_to_ego(num ? lidar.data() : &nothing, across ? 1 : num, across ? 4 : 1, num, T.data(), 1.0f,
+                             0.1f, num + gap, ego.empty() ? &nothing : ego.data(), &kept) == LIDAR_POINTS_OK &&
+             kept <= num,
+         "points to ego");
+  for (float& value : ego) value = number();
+  if (ego.empty()) ego.push_back(0);
+  const lidar_points_volume volume{-6, -5, -3, 4, 0.5f, 7.0f / 3, between(1, 30), between(1, 30), 3};
+  const int32_t num_cells = volume.nx * volume.ny * 3;
+  std::vector<int32_t> cell(num + 1), occupied(num + 1, -7);
+  int64_t num_occupied = -1;
+  expect(lidar_points_cells(ego.data(), num + gap, num, &volume, cell.data(), occupied.data(), &num_occupied) ==
+                 LIDAR_POINTS_OK &&
+             num_occupied <= num && occupied[num] == -7,
+         "cells");
+  const int32_t places = between(1, 5);
+  const auto fill = [&] {
+    std::vector<float> pillars(size_t(num_occupied) * places * 5 + 1, -7.0f);
+    std::vector<int32_t> used(num_occupied + 1);
+    const int code = lidar_points_fill(ego.data(), num + gap, num, cell.data(), num_cells, occupied.data(),
+                                       num_occupied, places, pillars.data(), used.data());
+    expect(pillars.back() == -7.0f, "nothing behind the pillars");
+    return code;
+  };
+  expect(fill() == LIDAR_POINTS_OK, "pillars");
+  const int32_t wild[] = {INT32_MIN, -1, num_cells, INT32_MAX, between(0, num_cells - 1)};
+  (between(0, 1) ? cell : occupied)[between(0, int32_t(num))] = wild[between(0, 4)];
+  fill();  // refused, or filled
+  const int32_t height = between(1, 20), width = between(1, 20);
+  std::vector<float> image(height * width);
+  expect(lidar_points_depth_image(ego.data(), num + gap, num, P.data(), 0.1f, height, width, image.data()) ==
+             LIDAR_POINTS_OK,
+         "depths");
+}
+
 }  // namespace
 
 int main() {
@@ -250,6 +297,7 @@ int main() {
   for (const int32_t channels : {80, 128, 161, 300}) pool_once(channels), ++pools;
   for (int i = 0; i < 20000; ++i) check_once();
   for (int i = 0; i < 150; ++i) sparse_once();
+  for (int i = 0; i < 500; ++i) points_once();
   little_memory();
   printf("%s %d\n", bev_plugins_isa(), pools);
 }

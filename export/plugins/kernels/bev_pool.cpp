@@ -14,7 +14,7 @@
 namespace bev_pool {
 namespace {
 
-constexpr int32_t kVersion = 2;
+constexpr int32_t kVersion = 3;
 constexpr int32_t kPartsPerThread = 8;  // a part takes longer near the car: the quick ones take more
 constexpr int32_t kColumnsAtOnce = 16;  // of depth's gradient: a cache line
 
