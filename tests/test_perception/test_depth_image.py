@@ -43,6 +43,10 @@ def test_points_by_hand():
         (0.0, 3.1, None),
         (0.0, -2.9, (5, 4)),  # v = 5.9
         (0.0, -3.1, None),
+        (4.0, 0.0, (3, 0)),  # u = 0: the first pixel begins there
+        (-4.0, 0.0, None),  # u = 8: the last has ended
+        (0.0, 3.0, (0, 4)),
+        (0.0, -3.0, None),
     ],
 )
 def test_the_image_ends_where_its_last_pixel_ends(y, z, pixel):

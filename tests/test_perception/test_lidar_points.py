@@ -1,5 +1,7 @@
 """The compiled loops against numpy's, bit by bit, and both against sums by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,21 @@ from perception.geometry import lidar_points
 from perception.geometry.grid import BevGrid
 from perception.geometry.lidar_points import CellVolume
 
-GRID = BevGrid(x_min=-6.0, x_max=6.3, y_min=-4.5, y_max=4.8, cell=0.3)
+VOLUMES = [
+    # edges that float32 holds, and edges that it rounds
+    CellVolume(
+        grid=BevGrid(x_min=-6.0, x_max=6.5, y_min=-4.0, y_max=5.0, cell=0.25),
+        z_min=-3.0,
+        z_max=2.25,
+        num_slices=3,
+    ),
+    CellVolume(
+        grid=BevGrid(x_min=-6.0, x_max=6.3, y_min=-4.5, y_max=4.8, cell=0.3),
+        z_min=-3.1,
+        z_max=2.9,
+        num_slices=4,
+    ),
+]
 ODD = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-42, 0.0, -0.0], np.float32)
 
 needs_library = pytest.mark.skipif(
@@ -22,7 +38,8 @@ def cloud(random: np.random.Generator, num_points: int, num_rows: int = 5) -> np
     """Points of which some lie on edges of cells, and some have odd numbers."""
     points = random.normal(scale=4, size=(num_rows, num_points)).astype(np.float32)
     on_edge = random.random(points.shape) < 0.1
-    points[on_edge] = np.round(points[on_edge] / 0.3).astype(np.float32) * np.float32(0.3)
+    step = random.choice(np.array([0.25, 0.3], np.float32), np.count_nonzero(on_edge))
+    points[on_edge] = np.round(points[on_edge] / step) * step
     is_odd = random.random(points.shape) < 0.02
     points[is_odd] = random.choice(ODD, np.count_nonzero(is_odd))
     return points
@@ -94,17 +111,16 @@ def test_a_sweep_by_hand(compiled, monkeypatch):
 
 @needs_library
 @settings(max_examples=100, deadline=None)
-@given(st.integers(0, 10_000), sizes, st.integers(1, 4), st.integers(1, 4), st.booleans())
-def test_pillars_are_filled_alike(seed, num_points, num_slices, max_points, leave_out):
+@given(st.integers(0, 10_000), sizes, st.sampled_from(VOLUMES), st.booleans(), st.integers(1, 4))
+def test_pillars_are_filled_alike(seed, num_points, volume, is_cut, max_points):
     random = np.random.default_rng(seed)
     points_ego = cloud(random, num_points + 2)[:, 1:-1]  # rows with a gap between them
-    volume = CellVolume(grid=GRID, z_min=-3.1, z_max=2.9, num_slices=num_slices)
+    volume = volume if is_cut else dataclasses.replace(volume, num_slices=1)
     plain, compiled = both(lidar_points.occupied_cells, points_ego, volume)
     for of_plain, of_compiled in zip(plain, compiled, strict=True):
         assert_same_bits(of_plain, of_compiled)
     cell, kept = plain
-    if leave_out:
-        kept = kept[random.random(len(kept)) < 0.5]
+    kept = kept[random.random(len(kept)) < random.choice([0.5, 1.0])]
     plain, compiled = both(
         lidar_points.fill_pillars, points_ego, cell, volume.num_cells, kept, max_points
     )
@@ -139,3 +155,18 @@ def test_cells_that_are_none_are_refused():
             lidar_points.fill_pillars(
                 points_ego, np.array(cell, np.int32), 8, np.array(kept, np.int32), 2
             )
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_library), False])
+def test_a_point_that_rounding_carries_over_the_edge_is_in_the_last_pixel(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(native, "library", lambda: None)
+    # u * depth is less than 13 * depth, and yet u, rounded, is 13
+    u_depth, depth = np.float32(31.039628982543945), np.float32(2.3876638412475586)
+    assert u_depth < 13 * depth
+    assert u_depth / depth == 13
+    points_ego = np.array([[u_depth], [0.5], [depth]], np.float32)
+    image = np.zeros((9, 13), np.float32)
+    lidar_points.nearest_depths(points_ego, np.eye(3, 4, dtype=np.float32), 0.1, image)
+    assert image[0, 12] == depth
+    assert np.count_nonzero(image) == 1

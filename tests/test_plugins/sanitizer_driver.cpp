@@ -276,6 +276,9 @@ void points_once() {
     const int code = lidar_points_fill(ego.data(), num + gap, num, cell.data(), num_cells, occupied.data(),
                                        num_occupied, places, pillars.data(), used.data());
     expect(pillars.back() == -7.0f, "nothing behind the pillars");
+    for (int64_t pillar = 0; code == LIDAR_POINTS_OK && pillar < num_occupied; ++pillar)
+      for (int32_t i = used[pillar] * 5; i < places * 5; ++i)
+        expect(pillars[pillar * places * 5 + i] == 0.0f, "unused places are zero");
     return code;
   };
   expect(fill() == LIDAR_POINTS_OK, "pillars");
