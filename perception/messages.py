@@ -64,6 +64,9 @@ class Calibration:
 
     cameras: Mapping[str, CameraCalibration]
     T_ego_lidar: Float64[np.ndarray, "4 4"]
+    knows_lidar: bool = True
+    """False: nobody has said where the LiDAR sits, `T_ego_lidar` stands for nothing, and no sweep
+    may be used."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,9 +98,10 @@ class CalibrationEpochs:
 
 
 def same_calibration(a: Calibration, b: Calibration) -> bool:
-    """Whether two rigs agree in every number."""
+    """Whether two rigs agree in every number, and in what is known."""
     return a is b or (
-        a.cameras.keys() == b.cameras.keys()
+        a.knows_lidar == b.knows_lidar
+        and a.cameras.keys() == b.cameras.keys()
         and np.array_equal(a.T_ego_lidar, b.T_ego_lidar)
         and all(_same_camera(a.cameras[name], b.cameras[name]) for name in a.cameras)
     )

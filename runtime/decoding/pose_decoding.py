@@ -25,6 +25,10 @@ is how many drivers say "rectified"."""
 _BELOW = (0.0, 0.0, 0.0, 1.0)
 """What is below the diagonal of a camera matrix, and its last element."""
 
+FOCAL_LENGTHS_PX = (1.0, 1e6)
+"""Focal lengths outside are damage [px]. Source: ours; a fisheye has some hundred, a telephoto lens
+some ten thousand."""
+
 SAME_ROTATION = 1e-3
 """How far R'R may be from one. Source: ours; matrices in single precision pass."""
 
@@ -47,8 +51,9 @@ def to_intrinsics(info: Any, notices: Counter[str] | None = None) -> tuple[np.nd
             are not zero), "p_differs" (p is not k's).
 
     Raises:
-        ConversionError: uncalibrated, intrinsics, focal_length, principal_point, size_zero, region,
-            binning, distortion_model, distortion_length, rectification.
+        ConversionError: uncalibrated, intrinsics, focal_length (outside `FOCAL_LENGTHS_PX`), skew
+            (beyond the focal length), principal_point, size_zero, region, binning,
+            distortion_model, distortion_length, rectification.
     """
     notices = Counter() if notices is None else notices
     K_cam = _checked_matrix(info)
@@ -86,8 +91,11 @@ def _checked_matrix(info: Any) -> np.ndarray:
         raise ConversionError("uncalibrated", f"{shown}: the camera is not calibrated")
     if not (np.isfinite(K_cam).all() and np.array_equal(K_cam[[1, 2, 2, 2], [0, 0, 1, 2]], _BELOW)):
         raise ConversionError("intrinsics", f"{shown}: no camera matrix")
-    if not (K_cam[0, 0] > 0 and K_cam[1, 1] > 0):
-        raise ConversionError("focal_length", f"{shown}: focal lengths have to be positive")
+    low, high = FOCAL_LENGTHS_PX
+    if not (low <= K_cam[0, 0] <= high and low <= K_cam[1, 1] <= high):
+        raise ConversionError("focal_length", f"{shown}: expected focal lengths of {low} to {high}")
+    if abs(K_cam[0, 1]) > K_cam[0, 0]:
+        raise ConversionError("skew", f"{shown}: the skew is larger than the focal length")
     if not (0 <= K_cam[0, 2] < info.width and 0 <= K_cam[1, 2] < info.height):
         raise ConversionError("principal_point", f"{shown}: the principal point is outside")
     return K_cam

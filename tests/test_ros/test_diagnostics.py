@@ -40,16 +40,19 @@ ONE_DEAD = result(("CAM_FRONT", "LIDAR_TOP"), {"CAM_BACK": "no data in time"})
 NONE = result((), dict.fromkeys((*CAMERAS, "LIDAR_TOP"), "no data in time"))
 
 
-def loop(newest: PerceptionResult | None, silent_s: float = 0.1) -> LoopState:
+def loop(
+    newest: PerceptionResult | None, silent_s: float = 0.1, now_ns: int = STAMP_NS + 30_000_000
+) -> LoopState:
     recorder = LatencyRecorder()
     for time_ms in range(1, 101):
         recorder.add("engine", float(time_ms))
         recorder.add("sensor to output", 2.0 * time_ms)
     return LoopState(
-        result=newest, silent_s=silent_s, now_ns=STAMP_NS + 30_000_000,
+        result=newest, silent_s=silent_s, now_ns=now_ns,
         newest_ns={"CAM_FRONT": STAMP_NS - 10_000_000, "CAM_BACK": STAMP_NS - 500_000_000},
         latency=recorder.summaries(),
         counters={"CAM_BACK: data_short": 3, "frame: overtaken": 1}, calibration_epoch=2,
+        calibration_fault="K_cam of CAM_BACK is odd",
     )  # fmt: skip
 
 
@@ -72,7 +75,10 @@ def values(status: Any) -> dict[str, str]:
     [
         (None, "unconfigured", "", DiagnosticStatus.STALE, "unconfigured"),
         (None, "unconfigured", "no bundle", DiagnosticStatus.ERROR, "unconfigured: no bundle"),
-        (loop(None, 9.0), "active", "", DiagnosticStatus.STALE, "waiting"),
+        (loop(None, 0.9), "active", "", DiagnosticStatus.STALE, "waiting"),
+        (loop(None, 9.0), "active", "", DiagnosticStatus.ERROR, "no result for 9.0 s"),
+        (loop(None, 0.9, 0), "active", "", DiagnosticStatus.STALE, "no /clock yet"),
+        (loop(None, 9.0, 0), "active", "", DiagnosticStatus.ERROR, "no /clock yet"),
         (loop(ALL), "active", "", DiagnosticStatus.OK, "fusion"),
         (loop(ONE_DEAD), "active", "", DiagnosticStatus.WARN, "fusion, without CAM_BACK"),
         (loop(ONE_DEAD, 2.0), "active", "", DiagnosticStatus.ERROR, "no result for 2.0 s"),
@@ -97,6 +103,7 @@ def test_the_node_names_mode_bundle_epoch_drops_and_the_bits_of_the_mask() -> No
     assert shown["mode"] == "fusion"
     assert shown["bundle"] == shown["computed by bundle"] == "0123456789abcdef"
     assert shown["calibration_epoch"] == "2"
+    assert shown["calibration refused"] == "K_cam of CAM_BACK is odd"
     assert shown["count: CAM_BACK: data_short"] == "3"
     assert shown["map_mask bit 0x02"] == "walkway"
     assert shown["map_mask bit 0x80"] == "known"
@@ -112,6 +119,11 @@ def test_each_sensor_has_a_state_an_age_and_its_own_drops() -> None:
     assert values(back) == {"age_ms": "530.0", "count: CAM_BACK: data_short": "3"}
     # No message of the LiDAR has been seen, whatever the result says.
     assert (lidar.level, lidar.message) == (DiagnosticStatus.STALE, "no message yet")
+
+
+def test_a_silent_node_uses_no_sensor() -> None:
+    front = statuses(loop(ONE_DEAD, 2.0))["/bev: CAM_FRONT"]
+    assert (front.level, front.message) == (DiagnosticStatus.STALE, "no new result")
 
 
 def test_latencies_are_percentiles_per_stage() -> None:

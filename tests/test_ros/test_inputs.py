@@ -27,6 +27,8 @@ pytestmark = pytest.mark.ros
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
 K = np.array([[100.0, 0, 8.0], [0, 100.0, 4.0], [0, 0, 1]])
+PLACE = np.array([[1.0, 0, 0, 0.9], [0, 1, 0, 0], [0, 0, 1, 1.8], [0, 0, 0, 1]])
+"""Of the LiDAR, by the calibration file."""
 
 
 class StandInNode:
@@ -35,15 +37,16 @@ class StandInNode:
     def __init__(self) -> None:
         self.callbacks: dict[str, Callable[[Any], None]] = {}
         self.kinds: dict[str, type] = {}
-        self.qos: dict[str, Any] = {}
+        self.qos: dict[str, list[Any]] = {}
         self.log: list[str] = []
 
     def create_subscription(self, kind: type, topic: str, callback: Any, qos: Any) -> str:
-        self.kinds[topic], self.callbacks[topic], self.qos[topic] = kind, callback, qos
+        self.kinds[topic], self.callbacks[topic] = kind, callback
+        self.qos.setdefault(topic, []).append(qos)
         return topic
 
     def destroy_subscription(self, topic: str) -> None:
-        del self.callbacks[topic]
+        self.callbacks.pop(topic, None)
 
     def get_logger(self) -> Any:
         def keep(text: str, **_: Any) -> None:
@@ -61,6 +64,11 @@ class StandInLoop:
         self.counted: Counter[str] = Counter()
         self.poses: list[int] = []
         self.num_calibrations = 0
+        self.knows_lidar = True
+        self.min_rows = 0
+
+    def size_fault(self, camera: str, width_px: int, height_px: int) -> str | None:
+        return None if height_px >= self.min_rows else "too few rows"
 
     def push(self, message: Any) -> None:
         self.pushed.append(message)
@@ -82,8 +90,8 @@ class Bench:
     """Inputs between their stand-ins."""
 
     def __init__(self, calibrated: bool = True, **settings: Any) -> None:
-        camera = CameraCalibration(K_cam=K, T_ego_cam=np.eye(4), width_px=16, height_px=8)
-        rig = Calibration(cameras=dict.fromkeys(CAMERAS, camera), T_ego_lidar=np.eye(4))
+        camera = CameraCalibration(K_cam=K, T_ego_cam=PLACE, width_px=16, height_px=8)
+        rig = Calibration(cameras=dict.fromkeys(CAMERAS, camera), T_ego_lidar=PLACE)
         self.node, self.loop = StandInNode(), StandInLoop()
         self.rig = Rig(rig if calibrated else None, {})
         self.inputs = Inputs(
@@ -102,12 +110,19 @@ def header(frame_id: str = "sensor") -> Any:
     return convert.make_header(5_000_000_000, frame_id)
 
 
-def picture() -> Image:
-    return convert.to_image(np.full((8, 16, 3), 7, np.uint8), header())
+def picture(frame_id: str = "sensor") -> Image:
+    return convert.to_image(np.full((8, 16, 3), 7, np.uint8), header(frame_id))
 
 
-def cloud() -> PointCloud2:
-    return convert.to_cloud(np.ones((4, 3), np.float32), header("roof_lidar"))
+def cloud(frame_id: str = "roof_lidar") -> PointCloud2:
+    return convert.to_cloud(np.ones((4, 3), np.float32), header(frame_id))
+
+
+def camera_info(K_cam: np.ndarray, width_px: int = 16, height_px: int = 8) -> convert.CameraInfo:
+    camera = CameraCalibration(
+        K_cam=K_cam, T_ego_cam=np.eye(4), width_px=width_px, height_px=height_px
+    )
+    return convert.to_camera_info(camera, header())
 
 
 def transforms(*chain: tuple[str, str, float]) -> Any:
@@ -125,8 +140,12 @@ def test_topics_and_qos_are_those_of_the_readme() -> None:
     images = {f"~/input/{kind}{i}" for kind in ("image", "camera_info") for i in (0, 1)}
     assert set(bench.node.kinds) >= {*images, "~/input/pointcloud", "~/input/odometry"}
     for topic in images:
-        assert bench.node.qos[topic].depth == 3
-        assert bench.node.qos[topic].reliability == ReliabilityPolicy.BEST_EFFORT
+        assert bench.node.qos[topic][0].depth == 3
+        assert bench.node.qos[topic][0].reliability == ReliabilityPolicy.BEST_EFFORT
+    # A publisher that says it once, latched, and one that says it with each image: both are heard.
+    (_, latched) = bench.node.qos["~/input/camera_info1"]
+    assert latched.durability == DurabilityPolicy.TRANSIENT_LOCAL
+    assert latched.reliability == ReliabilityPolicy.RELIABLE
     assert bench.node.kinds["~/input/image1"] is Image
     bench.inputs.close()
     assert bench.node.callbacks == {}
@@ -211,11 +230,129 @@ def test_camera_info_changes_the_calibration_once() -> None:
     bench = Bench()
     changed = K.copy()
     changed[0, 0] = 101.0
-    camera = CameraCalibration(K_cam=changed, T_ego_cam=np.eye(4), width_px=16, height_px=8)
     for _ in range(3):
-        bench.send("~/input/camera_info0", convert.to_camera_info(camera, header()))
+        bench.send("~/input/camera_info0", camera_info(changed))
     assert bench.loop.num_calibrations == 1
     np.testing.assert_allclose(bench.rig.calibration().cameras["CAM_FRONT"].K_cam, changed)
+
+
+def test_a_camera_info_that_no_network_can_use_costs_that_camera_only() -> None:
+    bench = Bench()
+    bench.loop.min_rows = 8
+    before = bench.rig.calibration().cameras["CAM_FRONT"]
+    bench.send("~/input/camera_info0", camera_info(K, 16, 7))
+    assert bench.loop.counted == {"CAM_FRONT camera info: size_network": 1}
+    assert bench.loop.num_calibrations == 0
+    bench.send("~/input/camera_info1", camera_info(1.5 * K / [[1.0], [1.0], [1.5]]))
+    assert bench.loop.num_calibrations == 1
+    after = bench.rig.calibration().cameras
+    np.testing.assert_array_equal(after["CAM_FRONT"].K_cam, before.K_cam)
+    assert after["CAM_FRONT"].height_px == 8
+    assert after["CAM_BACK"].K_cam[0, 0] == 150.0
+
+
+def test_what_a_camera_info_is_used_in_spite_of_is_counted() -> None:
+    bench = Bench()
+    message = camera_info(K)
+    message.d = [0.1, 0.0, 0.0, 0.0, 0.0]
+    message.p[0] = 90.0
+    bench.send("~/input/camera_info1", message)
+    assert bench.loop.counted == {
+        "CAM_BACK camera info: distortion (used)": 1,
+        "CAM_BACK camera info: p_differs (used)": 1,
+    }
+
+
+def test_intensity_is_scaled_by_the_parameter() -> None:
+    bench = Bench(intensity_scale=255.0)
+    bench.send("~/input/pointcloud", cloud())
+    np.testing.assert_array_equal(bench.loop.pushed[0].points_lidar[3], [255.0] * 3)
+
+
+@pytest.mark.parametrize("use_tf", [True, False])
+def test_messages_in_the_base_frame_leave_the_calibration_file_alone(
+    tf2_msgs: type, use_tf: bool
+) -> None:
+    bench = Bench(use_tf=use_tf)
+    bench.send("~/input/pointcloud", cloud("base_link"))
+    bench.send("~/input/image0", picture("base_link"))
+    assert len(bench.loop.pushed) == 2
+    assert bench.loop.num_calibrations == 0
+    calibration = bench.rig.calibration()
+    np.testing.assert_array_equal(calibration.T_ego_lidar, PLACE)
+    np.testing.assert_array_equal(calibration.cameras["CAM_FRONT"].T_ego_cam, PLACE)
+
+
+def test_a_cloud_in_the_base_frame_places_a_lidar_of_which_nothing_else_is_known(
+    tf2_msgs: type,
+) -> None:
+    bench = Bench(calibrated=False)
+    bench.send("~/input/camera_info0", camera_info(K))
+    bench.send("~/input/image0", picture("base_link"))
+    bench.send("~/input/pointcloud", cloud("base_link"))
+    assert bench.loop.rejected == [("CAM_FRONT", "extrinsics")]  # no camera looks like that
+    assert len(bench.loop.pushed) == 1
+    calibration = bench.rig.calibration()
+    assert calibration.knows_lidar
+    np.testing.assert_array_equal(calibration.T_ego_lidar, np.eye(4))
+
+
+def test_no_cloud_is_taken_before_the_frames_know_where_the_lidar_is(tf2_msgs: type) -> None:
+    bench = Bench(calibrated=False)
+    bench.loop.knows_lidar = False  # the new calibration is still being prepared
+    bench.send("/tf", transforms(("base_link", "roof_lidar", 1.0)))
+    bench.send("~/input/pointcloud", cloud())
+    assert bench.rig.calibration().knows_lidar
+    assert bench.loop.rejected == [("LIDAR_TOP", "extrinsics")]
+    bench.loop.knows_lidar = True
+    bench.send("~/input/pointcloud", cloud())
+    assert len(bench.loop.pushed) == 1
+
+
+def test_a_frame_with_a_new_name_is_masked_until_tf_places_it(tf2_msgs: type) -> None:
+    bench = Bench()
+    bench.send("/tf", transforms(("base_link", "roof_lidar", 1.0), ("base_link", "eye", 2.0)))
+    for frame in ("eye", "left_eye"):
+        bench.send("~/input/image0", picture(frame))
+    for frame in ("roof_lidar", "top_lidar", "base_link", "roof_lidar"):
+        bench.send("~/input/pointcloud", cloud(frame))
+    assert bench.loop.rejected == [
+        ("CAM_FRONT", "extrinsics"), ("LIDAR_TOP", "extrinsics"), ("LIDAR_TOP", "extrinsics"),
+    ]  # fmt: skip
+    assert len(bench.loop.pushed) == 3
+    bench.send("/tf", transforms(("base_link", "left_eye", 3.0)))
+    bench.send("~/input/image0", picture("left_eye"))
+    assert len(bench.loop.pushed) == 4
+    assert bench.rig.calibration().cameras["CAM_FRONT"].T_ego_cam[0, 3] == 3.0
+
+
+def test_publishers_that_disagree_are_counted_and_the_newest_counts(tf2_msgs: type) -> None:
+    bench = Bench()
+    bench.send("~/input/pointcloud", cloud())
+    for x in (1.0, 2.0, 1.0, 1.0):  # there, elsewhere, back again
+        bench.send("/tf", transforms(("base_link", "roof_lidar", x)))
+    assert bench.loop.counted == {"tf: disputed (used)": 1}
+    assert "disagree about 'roof_lidar'" in bench.node.log[-2]
+    bench.send("/tf", transforms(("roof", "roof_lidar", 5.0)))  # now it hangs elsewhere
+    assert bench.loop.counted == {"tf: disputed (used)": 2}
+    assert bench.rig.calibration().T_ego_lidar[0, 3] == 1.0
+
+
+def test_transforms_of_other_frames_are_not_looked_through(
+    tf2_msgs: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+    bench.send("~/input/pointcloud", cloud())
+    found: list[str] = []
+    find = bench.inputs._tree.find
+    monkeypatch.setattr(
+        bench.inputs._tree, "find", lambda base, frame: [found.append(frame), find(base, frame)][1]
+    )
+    bench.send("/tf", transforms(("base_link", "wheel", 1.0)))
+    assert found == []
+    bench.send("/tf", transforms(("base_link", "roof_lidar", 1.0)))
+    bench.send("/tf", transforms(("base_link", "roof_lidar", 1.0 + 1e-9)))  # rounding
+    assert found == ["roof_lidar"]
 
 
 @pytest.fixture
@@ -229,7 +366,8 @@ def tf2_msgs(monkeypatch: pytest.MonkeyPatch) -> type:
 def test_tf_places_a_sensor_by_the_frame_of_its_messages(tf2_msgs: type) -> None:
     bench = Bench(calibrated=False)
     assert bench.node.kinds["/tf"] is bench.node.kinds["/tf_static"] is tf2_msgs
-    assert bench.node.qos["/tf_static"].durability == DurabilityPolicy.TRANSIENT_LOCAL
+    (static_qos,) = bench.node.qos["/tf_static"]
+    assert static_qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
     bench.send("~/input/pointcloud", cloud())
     assert bench.loop.rejected == [("LIDAR_TOP", "extrinsics")]  # nobody has said where it is
     # The roof is 1 m ahead of base_link, the LiDAR 0.25 m ahead of the roof.

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 
 pytest.importorskip("perception_ros", reason="the ROS workspace is not sourced")
 
+from perception_ros import perception_loop
 from perception_ros.perception_loop import PerceptionLoop
 from perception_ros.rig import Rig
 
 from perception.geometry.grid import BevGrid
+from perception.geometry.image_crop import ImageCrop
 from runtime.api import (
     Calibration,
     CameraImage,
@@ -44,6 +47,17 @@ class StandInLadder:
         self.may_go.set()
         self.prepared: list[Calibration] = []
 
+    @property
+    def pipelines(self) -> list[Any]:
+        """Two networks; the second has only the back camera and wants more rows."""
+        specs = [(CAMERAS, 32), (CAMERAS[1:], 64)]
+        inputs = [
+            types.SimpleNamespace(cameras=c, image=ImageCrop(height_px=h, width_px=64))
+            for c, h in specs
+        ]
+        card = types.SimpleNamespace
+        return [types.SimpleNamespace(bundle=card(card=card(inputs=i))) for i in inputs]
+
     def prepare_calibration(self, calibration: Calibration) -> None:
         self.prepared.append(calibration)
 
@@ -70,10 +84,11 @@ class StandInLadder:
 class Bench:
     """A loop, its clock, and what came out."""
 
-    def __init__(self) -> None:
+    def __init__(self, calibrated: bool = True, ladder: StandInLadder | None = None) -> None:
         self.now_ns = START_NS
-        self.ladder = StandInLadder()
-        self.rig = Rig(Calibration(cameras={}, T_ego_lidar=np.eye(4)), {})
+        self.ladder = ladder or StandInLadder()
+        file = Calibration(cameras={}, T_ego_lidar=np.eye(4))
+        self.rig = Rig(file if calibrated else None, {})
         self.results: list[PerceptionResult] = []
         self.errors: list[Exception] = []
         self.loop = PerceptionLoop(
@@ -205,7 +220,7 @@ def test_a_changed_calibration_is_used_from_a_later_frame_on(bench: Bench) -> No
     wait_until(lambda: len(bench.results) == 1)
     T_ego_lidar = np.eye(4)
     T_ego_lidar[0, 3] = 1.0
-    assert bench.rig.set_extrinsics("LIDAR_TOP", T_ego_lidar)
+    assert bench.rig.set_extrinsics("LIDAR_TOP", T_ego_lidar, "lidar")
     bench.loop.calibrate()
     wait_until(lambda: bench.loop._epochs.current()[0] == 1)
     bench.loop.tick()
@@ -252,3 +267,78 @@ def test_our_own_mistake_costs_one_frame(bench: Bench) -> None:
     bench.push_all(100)
     wait_until(lambda: bench.results)
     assert bench.loop.state().counters["frame: ZeroDivisionError"] == 1
+
+
+def test_a_size_is_judged_by_the_networks_that_have_the_camera(bench: Bench) -> None:
+    # 128 x 80 px at a width of 64 are 40 rows: enough for the first network, not for the second.
+    assert bench.loop.size_fault("CAM_FRONT", 128, 80) is None
+    assert "40 rows, expected 64" in (bench.loop.size_fault("CAM_BACK", 128, 80) or "")
+
+
+def test_frames_know_the_lidar_only_once_its_calibration_is_in_use() -> None:
+    bench = Bench(calibrated=False)
+    try:
+        assert not bench.loop.knows_lidar
+        bench.rig.set_extrinsics("LIDAR_TOP", np.eye(4), "base_link")  # at the origin, and known
+        bench.loop.calibrate()
+        wait_until(lambda: bench.loop._epochs.current()[0] == 1)
+        assert not bench.loop.knows_lidar  # frames still carry epoch 0
+        bench.loop.tick()
+        assert bench.loop.knows_lidar
+    finally:
+        bench.loop.close()
+
+
+def test_a_link_that_jitters_is_prepared_now_and_then(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1000.0]
+    monkeypatch.setattr(perception_loop, "time", types.SimpleNamespace(monotonic=lambda: now_s[0]))
+    T_ego_lidar = np.eye(4)
+    for step in range(100):  # 1 s of /tf at 100 Hz
+        T_ego_lidar = T_ego_lidar.copy()
+        T_ego_lidar[0, 3] += 1e-3
+        bench.rig.set_extrinsics("LIDAR_TOP", T_ego_lidar, "lidar")
+        bench.loop.calibrate()
+        now_s[0] += 0.01
+        if step == 0:
+            wait_until(lambda: bench.loop._epochs.current()[0] == 1)
+    wait_until(lambda: bench.loop._epochs.current()[0] == 2)
+    now_s[0] += 1.0
+    bench.loop.tick()  # the last one is not forgotten
+    wait_until(lambda: bench.loop._epochs.current()[0] == 3)
+    np.testing.assert_array_equal(bench.loop._epochs.current()[1].T_ego_lidar, T_ego_lidar)
+
+
+def test_nothing_goes_out_with_a_stamp_before_time_began(bench: Bench) -> None:
+    bench.now_ns = 5 * MS  # simulated time, just started; an output waits 50 ms
+    for _ in range(100):
+        bench.now_ns += 5 * MS
+        bench.loop.tick()
+        bench.settle()
+    wait_until(lambda: len(bench.results) >= 4)
+    assert all(result.stamp_ns > 0 for result in bench.results)
+
+
+def test_a_loop_that_cannot_be_made_leaves_no_thread() -> None:
+    before = threading.active_count()
+
+    def refuse(_: Calibration) -> None:
+        raise ValueError("no table")
+
+    ladder = StandInLadder()
+    ladder.prepare_calibration = refuse  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="no table"):
+        Bench(ladder=ladder)
+    assert threading.active_count() == before
+
+
+def test_a_frame_waits_for_odometry_that_is_on_its_way(bench: Bench) -> None:
+    bench.loop.add_pose(START_NS - 50 * MS, np.eye(4))
+    T = np.eye(4)
+    T[0, 3] = 5.0
+    bench.push_all(0)  # at 50 Hz the pose of its stamp is a few milliseconds late
+    time.sleep(0.004)
+    bench.loop.add_pose(START_NS, T)
+    wait_until(lambda: bench.results)
+    np.testing.assert_array_equal(bench.ladder.frames[0].T_global_ego, T)

@@ -35,3 +35,9 @@ def test_area_counts_the_cells_above_one_half() -> None:
     grid.info.resolution = 0.5
     # four cells of 0.25 m2
     assert layer_line(grid) == "1  drivable area 1 m2"
+
+
+def test_a_stamp_that_cannot_be_right_is_printed_as_it_is() -> None:
+    message = Box3DArray(header=make_header(-1_000_000_000, "base_link"))
+    assert boxes_line(message).startswith("-1000000000  no boxes")
+    assert layer_line(OccupancyGrid()) == "0  drivable area 0 m2"

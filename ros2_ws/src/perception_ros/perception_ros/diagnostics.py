@@ -55,6 +55,8 @@ def _node(state: NodeState) -> DiagnosticStatus:
     loop = state.loop
     if loop is not None:
         values["calibration_epoch"] = loop.calibration_epoch
+        if loop.calibration_fault is not None:
+            values["calibration refused"] = loop.calibration_fault
         values["silent_s"] = f"{loop.silent_s:.2f}"
         if loop.result is not None:
             values["mode"] = loop.result.mode
@@ -71,15 +73,22 @@ def _judge(state: NodeState) -> tuple[bytes, str]:
     if state.loop is None:
         return DiagnosticStatus.STALE, state.lifecycle
     result, silent_s = state.loop.result, state.loop.silent_s
-    if result is None:
-        return DiagnosticStatus.STALE, "waiting for sensor data"
-    if silent_s > state.max_silent_s:
+    silent = _is_silent(state, state.loop)
+    if state.loop.now_ns == 0:  # simulated time that has not begun
+        return DiagnosticStatus.ERROR if silent else DiagnosticStatus.STALE, "no /clock yet"
+    if silent:
         return DiagnosticStatus.ERROR, f"no result for {silent_s:.1f} s"
+    if result is None:
+        return DiagnosticStatus.STALE, "waiting for the first result"
     if result.mode == "invalid":
         return DiagnosticStatus.ERROR, f"no usable sensor: {_names(result.sensors_missing)}"
     if result.sensors_missing:
         return DiagnosticStatus.WARN, f"{result.mode}, without {_names(result.sensors_missing)}"
     return DiagnosticStatus.OK, result.mode
+
+
+def _is_silent(state: NodeState, loop: LoopState) -> bool:
+    return loop.silent_s > state.max_silent_s
 
 
 def _sensor(state: NodeState, loop: LoopState, sensor: str) -> DiagnosticStatus:
@@ -96,6 +105,8 @@ def _sensor(state: NodeState, loop: LoopState, sensor: str) -> DiagnosticStatus:
         level, message = DiagnosticStatus.STALE, "no message yet"
     elif loop.result is None:
         level, message = DiagnosticStatus.STALE, "no result yet"
+    elif _is_silent(state, loop):  # what the last result was made from is history
+        level, message = DiagnosticStatus.STALE, "no new result"
     elif sensor in loop.result.sensors_used:
         level, message = DiagnosticStatus.OK, "used"
     else:

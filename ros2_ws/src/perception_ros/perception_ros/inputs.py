@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -52,11 +53,26 @@ class Inputs:
         self._tree = FrameTree()
         self._frame_of: dict[str, str] = {}
         """Sensor -> `frame_id` of its newest message."""
+        self._links_used: set[str] = set()
+        """Frames whose transforms decide where sensors sit."""
         self._cloud_rules = convert.CloudRules(
             intensity_scale=settings.intensity_scale,
             allow_zero_row_step=settings.allow_zero_row_step,
         )
         self._subscriptions: list[Any] = []
+        with ExitStack() as on_error:
+            on_error.callback(self.close)
+            self._connect(cameras)
+            on_error.pop_all()
+
+    def close(self) -> None:
+        """Disconnect the topics."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
+
+    def _connect(self, cameras: tuple[str, ...]) -> None:
+        settings = self._settings
         # First, as the executor serves in this order: a pose is there when its frame is complete.
         self._subscribe(Odometry, "~/input/odometry", self._on_odometry, ODOMETRY_DEPTH)
         self._subscribe_to_tf()
@@ -64,6 +80,7 @@ class Inputs:
         for index, camera in enumerate(cameras):
             info, image = f"~/input/camera_info{index}", f"~/input/image{index}"
             self._subscribe(CameraInfo, info, partial(self._on_info, camera), depth)
+            self._subscribe_latched(CameraInfo, info, partial(self._on_info, camera), 1)
             if settings.compressed:
                 callback = partial(self._on_image, camera, convert.compressed_to_rgb)
                 self._subscribe(CompressedImage, f"{image}/compressed", callback, depth)
@@ -72,26 +89,23 @@ class Inputs:
                 self._subscribe(Image, image, callback, depth)
         self._subscribe(PointCloud2, "~/input/pointcloud", self._on_cloud, depth)
 
-    def close(self) -> None:
-        """Disconnect the topics."""
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        self._subscriptions = []
-
     def _subscribe(
         self, kind: Any, topic: str, callback: Callable[[Any], None], depth: int
     ) -> None:
         qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
         self._subscriptions.append(self._node.create_subscription(kind, topic, callback, qos))
 
+    def _subscribe_latched(
+        self, kind: Any, topic: str, callback: Callable[[Any], None], depth: int
+    ) -> None:
+        """Hear what was said before we came; a publisher that keeps nothing is not heard so."""
+        qos = QoSProfile(depth=depth, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._subscriptions.append(self._node.create_subscription(kind, topic, callback, qos))
+
     def _subscribe_to_tf(self) -> None:
-        if not self._settings.use_tf or TFMessage is None:
-            return
-        self._subscribe(TFMessage, "/tf", self._on_tf, ODOMETRY_DEPTH)
-        latched = QoSProfile(depth=ODOMETRY_DEPTH, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._subscriptions.append(
-            self._node.create_subscription(TFMessage, "/tf_static", self._on_tf, latched)
-        )
+        if self._settings.use_tf and TFMessage is not None:
+            self._subscribe(TFMessage, "/tf", self._on_tf, ODOMETRY_DEPTH)
+            self._subscribe_latched(TFMessage, "/tf_static", self._on_tf, ODOMETRY_DEPTH)
 
     def _on_odometry(self, message: Odometry) -> None:
         try:
@@ -108,15 +122,27 @@ class Inputs:
         except convert.ConversionError as error:
             self._dropped("tf", error)
             return
-        for frame in self._tree.update(transforms):
+        news = self._tree.update(transforms)
+        for frame in news.refused:
             error = convert.ConversionError("tf_full", f"there is no room for {frame!r}")
             self._dropped("tf", error)
-        self._place(*self._frame_of)
+        for frame in news.disputed:
+            self._note("tf", Counter(["disputed"]))
+            self._node.get_logger().warning(
+                f"tf: two publishers disagree about {frame!r}, the newest is used",
+                throttle_duration_sec=WARNING_S,
+            )
+        if not news.changed.isdisjoint(self._links_used):
+            self._place(*self._frame_of)
 
     def _on_info(self, camera: str, message: CameraInfo) -> None:
         notices: Counter[str] = Counter()
         try:
             K_cam, width_px, height_px = convert.to_intrinsics(message, notices)
+            # Alone and before it is stored: one camera's mistake must not cost the others' news.
+            fault = self._loop.size_fault(camera, width_px, height_px)
+            if fault is not None:
+                raise convert.ConversionError("size_network", fault)
         except convert.ConversionError as error:
             self._dropped(f"{camera} camera info", error)
             return
@@ -132,10 +158,11 @@ class Inputs:
             stamp_ns = convert.to_stamp_ns(message.header)
             frame_id = convert.to_frame_id(message.header.frame_id)
             rgb = to_rgb(message, self._rig.size_px(camera))
+            self._learn_frame(camera, frame_id)
+            self._require_place(self._rig.knows_place_of(camera, frame_id), frame_id)
         except convert.ConversionError as error:
             self._rejected(camera, error)
             return
-        self._learn_frame(camera, frame_id)
         self._loop.push(CameraImage(camera=camera, stamp_ns=stamp_ns, rgb=rgb, T_global_ego=None))
 
     def _on_cloud(self, message: PointCloud2) -> None:
@@ -145,30 +172,41 @@ class Inputs:
             frame_id = convert.to_frame_id(message.header.frame_id)
             points_lidar = convert.to_points_lidar(message, self._cloud_rules, notices)
             self._learn_frame(LIDAR, frame_id)
-            if not self._rig.knows_place_of(LIDAR):
-                raise convert.ConversionError(
-                    "extrinsics",
-                    f"where {frame_id!r} sits in {self._settings.base_frame!r} is not known",
-                )
+            # The calibration that frames carry follows the rig's a little later.
+            known = self._rig.knows_place_of(LIDAR, frame_id) and self._loop.knows_lidar
+            self._require_place(known, frame_id)
         except convert.ConversionError as error:
             self._rejected(LIDAR, error)
             return
         self._note(LIDAR, notices)
         self._loop.push(LidarSweep(stamp_ns=stamp_ns, points_lidar=points_lidar, T_global_ego=None))
 
+    def _require_place(self, known: bool, frame_id: str) -> None:
+        if not known:
+            raise convert.ConversionError(
+                "extrinsics",
+                f"where {frame_id!r} sits in {self._settings.base_frame!r} is not known",
+            )
+
     def _learn_frame(self, sensor: str, frame_id: str) -> None:
         """TF finds a sensor by the frame of its messages; the calibration file needs no frame."""
-        if self._frame_of.get(sensor) != frame_id:
+        if self._settings.use_tf and self._frame_of.get(sensor) != frame_id:
             self._frame_of[sensor] = frame_id
             self._place(sensor)
 
     def _place(self, *sensors: str) -> None:
         """Take the extrinsics that TF gives for these sensors."""
-        changed = []
+        changed, base = [], self._settings.base_frame
         for sensor in sensors:
-            T = self._tree.find(self._settings.base_frame, self._frame_of[sensor])
-            if T is not None and self._rig.set_extrinsics(sensor, T):
+            frame = self._frame_of[sensor]
+            if frame == base and (sensor != LIDAR or self._rig.knows_place_of(sensor)):
+                continue  # says nothing of a camera, and of a LiDAR no more than what is known
+            T = self._tree.find(base, frame)
+            if T is not None and self._rig.set_extrinsics(sensor, T, frame):
                 changed.append(sensor)
+        self._links_used = {
+            link for frame in self._frame_of.values() for link in self._tree.chain(base, frame)
+        }
         if changed:
             self._node.get_logger().info(
                 f"{', '.join(changed)}: extrinsics taken from /tf", throttle_duration_sec=WARNING_S

@@ -86,6 +86,20 @@ def load_rig(node: Node, settings: NodeSettings, sensors: tuple[str, ...]) -> Ri
     return rig
 
 
+def prepare_rig(ladder: Ladder, rig: Rig, settings: NodeSettings) -> None:
+    """Make what the first frames need of the rig.
+
+    Raises:
+        InputError: Images of the calibration file's size do not fit the network.
+    """
+    try:
+        ladder.prepare_calibration(rig.calibration())
+    except ValueError as error:
+        raise InputError(
+            f"Calibration {settings.calibration} does not fit bundle {settings.bundle}: {error}."
+        ) from error
+
+
 def _open(bundle: Bundle, settings: NodeSettings) -> Pipeline:
     engine = open_engine(bundle, settings.engine, settings.num_threads, settings.bev_pool)
     return Pipeline(

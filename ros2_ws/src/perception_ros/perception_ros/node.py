@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from rclpy.parameter import Parameter
 
 from perception_ros.diagnostics import NodeState, to_diagnostics
 from perception_ros.inputs import Inputs
-from perception_ros.loading import load_ladder, load_rig, open_bundles
+from perception_ros.loading import load_ladder, load_rig, open_bundles, prepare_rig
 from perception_ros.outputs import Outputs
 from perception_ros.parameters import declare_parameters, read_parameters
 from perception_ros.perception_loop import PerceptionLoop
@@ -152,13 +153,17 @@ class BevNode(LifecycleNode):
             max_sweeps=inputs.pillars.num_sweeps,
         )
         rig = load_rig(self, settings, (*cameras, LIDAR))
-        ladder = load_ladder(bundles, settings)  # last, as it takes long
-        outputs = Outputs(
-            self,
-            ladder.bundle.card.map_classes,
-            base_frame=settings.base_frame,
-            map_threshold=settings.map_threshold,
-        )
+        with ExitStack() as on_error:
+            ladder = load_ladder(bundles, settings)  # late, as it takes long
+            on_error.callback(ladder.close)
+            prepare_rig(ladder, rig, settings)
+            outputs = Outputs(
+                self,
+                ladder.bundle.card.map_classes,
+                base_frame=settings.base_frame,
+                map_threshold=settings.map_threshold,
+            )
+            on_error.pop_all()
         self._configured = _Configured(
             settings=settings, ladder=ladder, rig=rig, synchronizer=synchronizer, outputs=outputs
         )
@@ -171,20 +176,22 @@ class BevNode(LifecycleNode):
         configured = self._configured
         if configured is None:
             raise InputError("The node is not configured: configure it first.")
-        loop = PerceptionLoop(
-            configured.ladder,
-            configured.rig,
-            configured.synchronizer,
-            clock_ns=lambda: int(self.get_clock().now().nanoseconds),
-            publish=configured.outputs.publish,
-            on_error=self._on_error,
-        )
-        cameras = configured.synchronizer.cameras
-        self._active = _Active(
-            loop=loop,
-            inputs=Inputs(self, loop, configured.rig, cameras, configured.settings),
-            timer=self.create_timer(TICK_S, loop.tick, clock=self._steady),
-        )
+        with ExitStack() as on_error:  # a worker that is left behind keeps the process alive
+            loop = PerceptionLoop(
+                configured.ladder,
+                configured.rig,
+                configured.synchronizer,
+                clock_ns=lambda: int(self.get_clock().now().nanoseconds),
+                publish=configured.outputs.publish,
+                on_error=self._on_error,
+            )
+            on_error.callback(loop.close)
+            cameras = configured.synchronizer.cameras
+            inputs = Inputs(self, loop, configured.rig, cameras, configured.settings)
+            on_error.callback(inputs.close)
+            timer = self.create_timer(TICK_S, loop.tick, clock=self._steady)
+            on_error.pop_all()
+        self._active = _Active(loop=loop, inputs=inputs, timer=timer)
 
     def _deactivate(self) -> None:
         if self._active is not None:
@@ -208,7 +215,7 @@ class BevNode(LifecycleNode):
             )
             waited_s = time.monotonic() - self._started_s
             can_wait = isinstance(timeout_s, int | float) and waited_s < timeout_s
-            if can_wait and path and not Path(str(path)).exists():
+            if can_wait and path and _is_awaited(Path(str(path))):
                 return
         self.destroy_timer(self._autostart)
         if wanted and self._lifecycle == "unconfigured":
@@ -242,6 +249,13 @@ class BevNode(LifecycleNode):
             loop=active.loop.state() if active else None,
         )
         self._diagnostics.publish(to_diagnostics(state, self.get_clock().now().nanoseconds))
+
+
+def _is_awaited(path: Path) -> bool:
+    try:
+        return not path.exists()
+    except OSError:  # no file can have this name: configure will say so
+        return False
 
 
 def main() -> None:

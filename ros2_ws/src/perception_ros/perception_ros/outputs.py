@@ -1,6 +1,7 @@
 """Topics out: what a result is published as. Nothing but boxes is made where nobody listens."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from nav_msgs.msg import OccupancyGrid
@@ -41,6 +42,12 @@ class Outputs:
         """
         self._node, self._base_frame, self._map_threshold = node, base_frame, map_threshold
         self._publishers: list[Any] = []
+        with ExitStack() as on_error:
+            on_error.callback(self.close)
+            self._make_all(map_classes)
+            on_error.pop_all()
+
+    def _make_all(self, map_classes: tuple[str, ...]) -> None:
         self._boxes = self._make(Box3DArray, "boxes", 5)
         self._markers = self._make(MarkerArray, "markers", 1)
         self._mask = self._make(Image, "map_mask", 1)

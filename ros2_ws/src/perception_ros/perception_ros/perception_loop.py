@@ -4,6 +4,7 @@ No ROS in it. All but `state` and what `publish` does is called by one thread, t
 """
 
 import dataclasses
+import math
 import threading
 import time
 from collections import Counter
@@ -36,6 +37,10 @@ period of 50 Hz."""
 POSE_ALIVE_NS = 200_000_000
 """Odometry older than this against the frame is not waited for [ns]. Source: ours."""
 
+CALIBRATION_S = 0.5
+"""Shortest time between two changes of the rig that are prepared [s]. Source: ours; a link that
+jitters would have a pool table made with each of its messages."""
+
 NUM_LATENCIES = 600
 """Times per stage that percentiles are taken of. Source: ours; one minute at 10 Hz."""
 
@@ -58,6 +63,8 @@ class LoopState:
     """Everything that was dropped or overtaken, by reason, since the start."""
     calibration_epoch: int
     """Which calibration new frames get."""
+    calibration_fault: str | None
+    """Why the newest refused calibration was refused; None where none was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +86,7 @@ class PerceptionLoop:
         publish: Callable[[PerceptionResult], None],
         on_error: Callable[[Exception], None],
     ) -> None:
-        """Start the worker.
+        """Start the worker; what raises leaves no thread behind.
 
         Args:
             ladder: Computes frames; not closed here.
@@ -91,9 +98,9 @@ class PerceptionLoop:
         """
         self._ladder, self._rig = ladder, rig
         self._clock_ns, self._publish, self._report = clock_ns, publish, on_error
-        self._epochs = CalibrationEpochs(rig.calibration(), ladder.prepare_calibration)
-        self._epoch, calibration = self._epochs.current()
-        self._synchronizer = Synchronizer(config, calibration)
+        self._epoch, self._calibration = 0, rig.calibration()
+        self._calibrated_s, self._rig_has_changed = -math.inf, False
+        self._synchronizer = Synchronizer(config, self._calibration)
         self._config = config
         self._last_reading_ns, self._empty_ns = 0, 0
         self._settled_ns: int | None = None
@@ -108,6 +115,7 @@ class PerceptionLoop:
         self._result: PerceptionResult | None = None
         self._result_s = time.monotonic()
         # Last: a thread keeps the process alive when something above raises.
+        self._epochs = CalibrationEpochs(self._calibration, ladder.prepare_calibration)
         self._worker: NewestWorker[_Job] = NewestWorker(self._compute, self._on_error, "inference")
 
     def close(self) -> None:
@@ -148,9 +156,35 @@ class PerceptionLoop:
             self._pose_ns = stamp_ns
             self._lock.notify()
 
+    @property
+    def knows_lidar(self) -> bool:
+        """Whether the calibration that frames carry says where the LiDAR sits."""
+        return self._calibration.knows_lidar
+
+    def size_fault(self, camera: str, width_px: int, height_px: int) -> str | None:
+        """Why a camera's images of this size fit a network of the ladder not; None: they do."""
+        specs = [pipeline.bundle.card.inputs for pipeline in self._ladder.pipelines]
+        try:
+            for spec in specs:
+                if camera in spec.cameras:
+                    spec.image.A_img_aug_img(width_px, height_px)
+        except ValueError as error:
+            return str(error)
+        return None
+
     def calibrate(self) -> None:
-        """The rig has changed: prepare it beside the running frames, then use it."""
-        self._epochs.submit(self._rig.calibration())
+        """The rig has changed: prepare it beside the running frames, then use it.
+
+        Changes that follow each other sooner than `CALIBRATION_S` are prepared together.
+        """
+        self._rig_has_changed = True
+        self._prepare_changes()
+
+    def _prepare_changes(self) -> None:
+        now_s = time.monotonic()
+        if self._rig_has_changed and now_s - self._calibrated_s >= CALIBRATION_S:
+            self._rig_has_changed, self._calibrated_s = False, now_s
+            self._epochs.submit(self._rig.calibration())
 
     def tick(self) -> None:
         """Look at the clock: frames that have waited long enough go out, whole or not.
@@ -158,9 +192,10 @@ class PerceptionLoop:
         Time that passed is the lower of this reading and the one before: after a pause of the
         process the clock has run on while messages lay waiting, and they come before the next tick.
         """
+        self._prepare_changes()
         epoch, calibration = self._epochs.current()
         if epoch != self._epoch:
-            self._epoch = epoch
+            self._epoch, self._calibration = epoch, calibration
             self._synchronizer.set_calibration(calibration, epoch)
         reading_ns = self._clock_ns()
         before_ns, self._last_reading_ns = self._last_reading_ns, reading_ns
@@ -192,30 +227,32 @@ class PerceptionLoop:
                 latency=self._latency.summaries(),
                 counters=counters,
                 calibration_epoch=self._epoch,
+                calibration_fault=self._epochs.newest_fault,
             )
 
     def _nothing_yet(self, now_ns: int) -> list[SensorFrame]:
         """Before the first message: an empty frame every period, as the synchroniser's later."""
         config = self._config
         stamp_ns = now_ns - config.wait_ns
-        if 0 <= stamp_ns - self._empty_ns < config.period_ns:
+        if stamp_ns <= 0 or 0 <= stamp_ns - self._empty_ns < config.period_ns:
             return []
         self._empty_ns = stamp_ns
-        epoch, calibration = self._epochs.current()
         return [
             SensorFrame(
                 stamp_ns=stamp_ns,
                 T_global_ego=None,
                 images={},
                 sweeps=(),
-                calibration=calibration,
+                calibration=self._calibration,
                 missing=dict.fromkeys((*config.cameras, LIDAR), "no data yet"),
-                calibration_epoch=epoch,
+                calibration_epoch=self._epoch,
             )
         ]
 
     def _submit(self, frames: list[SensorFrame]) -> None:
         for frame in frames:
+            if frame.stamp_ns <= 0:  # simulated time may start at 0: no stamp lies before it
+                continue
             self._worker.submit(_Job(frame=frame, complete_s=time.monotonic()))
 
     def _compute(self, job: _Job) -> None:

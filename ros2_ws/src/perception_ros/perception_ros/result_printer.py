@@ -8,8 +8,8 @@ import numpy as np
 from nav_msgs.msg import OccupancyGrid
 from perception_msgs.msg import Box3DArray
 from rclpy.node import Node
+from std_msgs.msg import Header
 
-from perception_ros.convert import to_stamp_ns
 from perception_ros.process import run_node
 from runtime.api import run_command
 
@@ -36,7 +36,7 @@ def boxes_line(message: Box3DArray) -> str:
     """Stamp, boxes per class, sensors used, and sensors missing with the reason."""
     classes = Counter(box.class_name for box in message.boxes)
     found = ", ".join(f"{count} {name}" for name, count in classes.most_common()) or "no boxes"
-    line = f"{to_stamp_ns(message.header)}  {found}  from {' '.join(message.sensors_used)}"
+    line = f"{_shown_ns(message.header)}  {found}  from {' '.join(message.sensors_used)}"
     missing = [f"{fault.sensor}: {fault.reason}" for fault in message.sensors_missing]
     return line + f"  without {'; '.join(missing)}" * bool(missing)
 
@@ -45,7 +45,12 @@ def layer_line(grid: OccupancyGrid) -> str:
     """Stamp and covered area."""
     covered = int((np.array(grid.data, np.int8) > COVERED_PERCENT).sum())
     area_m2 = covered * grid.info.resolution**2
-    return f"{to_stamp_ns(grid.header)}  drivable area {area_m2:.0f} m2"
+    return f"{_shown_ns(grid.header)}  drivable area {area_m2:.0f} m2"
+
+
+def _shown_ns(header: Header) -> int:
+    """The stamp as it is [ns]: what is printed is not judged."""
+    return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
 
 
 def _print_boxes(message: Box3DArray) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,34 +24,83 @@ Transforms = Mapping[str, tuple[str, np.ndarray]]
 """Child frame -> its parent and `T_parent_child` [m]."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TreeNews:
+    """What a message on /tf has changed; names of child frames."""
+
+    changed: frozenset[str]
+    """Hang elsewhere, or sit elsewhere by more than `SAME_TRANSFORM`."""
+    refused: frozenset[str]
+    """There was no room for them (`MAX_FRAMES`)."""
+    disputed: frozenset[str]
+    """Two publishers seem to disagree: the parent is another one, or the frame is back where it was
+    before the change before. The newest counts all the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Link:
+    parent: str
+    T_parent_child: np.ndarray
+    T_before: np.ndarray | None
+    """What the transform before this one said."""
+
+
 class FrameTree:
     """The newest transform of each frame, as /tf and /tf_static say it."""
 
     def __init__(self) -> None:
         """Start without frames."""
-        self._parents: dict[str, tuple[str, np.ndarray]] = {}
+        self._links: dict[str, _Link] = {}
 
-    def update(self, transforms: Transforms) -> list[str]:
-        """Take newer transforms; gives the frames there was no room for (`MAX_FRAMES`)."""
-        refused = []
-        for child, parent in transforms.items():
-            if child in self._parents or len(self._parents) < MAX_FRAMES:
-                self._parents[child] = parent
-            else:
-                refused.append(child)
-        return refused
+    def update(self, transforms: Transforms) -> TreeNews:
+        """Take newer transforms; what differs by no more than rounding leaves the old one."""
+        changed, refused, disputed = set(), set(), set()
+        for child, (parent, T_parent_child) in transforms.items():
+            known = self._links.get(child)
+            if known is None and len(self._links) >= MAX_FRAMES:
+                refused.add(child)
+                continue
+            same_parent = known is not None and known.parent == parent
+            if known is not None:
+                if same_parent and _same(known.T_parent_child, T_parent_child):
+                    continue
+                back = known.T_before is not None and _same(known.T_before, T_parent_child)
+                if back or not same_parent:
+                    disputed.add(child)
+            changed.add(child)
+            self._links[child] = _Link(
+                parent=parent,
+                T_parent_child=T_parent_child,
+                T_before=known.T_parent_child if known else None,
+            )
+        return TreeNews(
+            changed=frozenset(changed), refused=frozenset(refused), disputed=frozenset(disputed)
+        )
+
+    def chain(self, base: str, frame: str) -> list[str]:
+        """Frames whose links decide where `frame` sits in `base`, from `frame` upwards."""
+        chain: list[str] = []
+        while frame != base and len(chain) < MAX_CHAIN:
+            chain.append(frame)
+            if frame not in self._links:
+                break
+            frame = self._links[frame].parent
+        return chain
 
     def find(self, base: str, frame: str) -> np.ndarray | None:
         """`T_base_frame`, or None where `frame` does not hang below `base`."""
         T_base_frame = np.eye(4)
-        for _ in range(MAX_CHAIN):
-            if frame == base:
-                return T_base_frame
-            if frame not in self._parents:
+        for child in self.chain(base, frame):
+            if child not in self._links:
                 return None
-            frame, T_parent_child = self._parents[frame]
-            T_base_frame = T_parent_child @ T_base_frame
-        return None
+            link = self._links[child]
+            T_base_frame = link.T_parent_child @ T_base_frame
+            frame = link.parent
+        return T_base_frame if frame == base else None
+
+
+def _same(T: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.abs(T - other).max() <= SAME_TRANSFORM)
 
 
 class Rig:
@@ -74,10 +124,13 @@ class Rig:
             self._extrinsics = {n: c.T_ego_cam for n, c in file.cameras.items()}
             self._extrinsics[LIDAR] = file.T_ego_lidar
         self._extrinsics |= self._fixed
+        self._placed_frame: dict[str, str] = {}
+        """Sensor -> the frame that TF has placed: its place is no other frame's."""
 
-    def knows_place_of(self, sensor: str) -> bool:
-        """Whether the sensor's extrinsics are known."""
-        return sensor in self._extrinsics
+    def knows_place_of(self, sensor: str, frame: str | None = None) -> bool:
+        """Whether the sensor's extrinsics are known, for messages of this frame if one is given."""
+        placed = self._placed_frame.get(sensor)
+        return sensor in self._extrinsics and (None in (placed, frame) or placed == frame)
 
     def size_px(self, camera: str) -> tuple[int, int] | None:
         """Width and height of a camera's images; None where they are not known."""
@@ -98,20 +151,33 @@ class Rig:
         )
         return True
 
-    def set_extrinsics(self, sensor: str, T_ego_sensor: np.ndarray) -> bool:
-        """Take a sensor's place on the car; says whether it differs from the known one."""
+    def set_extrinsics(self, sensor: str, T_ego_sensor: np.ndarray, frame: str) -> bool:
+        """Take a sensor's place on the car from TF; says whether it differs from the known one.
+
+        Args:
+            sensor: Camera or LiDAR.
+            T_ego_sensor: Its place [m].
+            frame: The frame it is of. What comes with another frame has no place until that one is
+                placed, too.
+        """
+        if sensor in self._fixed:
+            return False
+        self._placed_frame[sensor] = frame
         known = self._extrinsics.get(sensor)
-        same = known is not None and np.allclose(known, T_ego_sensor, rtol=0, atol=SAME_TRANSFORM)
-        if same or sensor in self._fixed:
+        if known is not None and _same(known, T_ego_sensor):
             return False
         self._extrinsics[sensor] = T_ego_sensor
         return True
 
     def calibration(self) -> Calibration:
-        """Everything that is known; a LiDAR whose place is not known is put at the origin."""
+        """Everything that is known; where the LiDAR's place is not, it says so."""
         cameras = {
             name: dataclasses.replace(half, T_ego_cam=self._extrinsics[name])
             for name, half in self._intrinsics.items()
             if name in self._extrinsics
         }
-        return Calibration(cameras=cameras, T_ego_lidar=self._extrinsics.get(LIDAR, np.eye(4)))
+        return Calibration(
+            cameras=cameras,
+            T_ego_lidar=self._extrinsics.get(LIDAR, np.eye(4)),
+            knows_lidar=LIDAR in self._extrinsics,
+        )

@@ -6,6 +6,16 @@ from dataclasses import dataclass
 from perception_ros.parameters import parameter
 from runtime.api import InputError
 
+MAX_PERIOD_MS = 60_000.0
+"""Longest time between two results [ms]. Source: ours; beyond it there is no perception."""
+
+MAX_WINDOW_MS = 1000.0
+"""Widest window round an expected stamp [ms]. Source: `runtime.synchronizer`: a step of time by
+more than that starts it over."""
+
+MAX_SENSOR_DEPTH = 1000
+"""Most messages kept per sensor. Source: ours; ten seconds of a 100 Hz sensor."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeSettings:
@@ -72,13 +82,22 @@ class NodeSettings:
         """Refuse what cannot work; the bundle's and the pipeline's own are checked by them."""
         if not self.bundle:
             raise InputError("Parameter bundle is empty: pass -p bundle:=FOLDER.")
-        for name in ("period_ms", "window_ms", "sensor_depth", "max_silent_s", "intensity_scale"):
+        for name in ("max_silent_s", "intensity_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(
                     f"Parameter {name} is {getattr(self, name)}, expected a positive number."
                 )
-        if not 0 <= self.wait_ms < math.inf:
-            raise InputError(f"Parameter wait_ms is {self.wait_ms}, expected 0 or more.")
+        for name, (low, high) in {
+            "period_ms": (1.0, MAX_PERIOD_MS),
+            "wait_ms": (0.0, self.period_ms),
+            "window_ms": (1e-3, MAX_WINDOW_MS),
+            "sensor_depth": (1, MAX_SENSOR_DEPTH),
+        }.items():
+            if not low <= getattr(self, name) <= high:
+                raise InputError(
+                    f"Parameter {name} is {getattr(self, name)}, expected a number from {low} to "
+                    f"{high}{' (period_ms)' * (name == 'wait_ms')}."
+                )
         if not 0 <= self.map_threshold <= 1:
             raise InputError(f"Parameter map_threshold is {self.map_threshold}, expected 0..1.")
         if not all(map(math.isfinite, self.camera_offsets_ms)):
