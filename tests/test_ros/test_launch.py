@@ -47,133 +47,206 @@ class StandInFinder:
         """Nothing to run."""
 
 
-@pytest.fixture
-def entities(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    def forget() -> None:
-        for name in [name for name in sys.modules if name.split(".")[0] in ROOTS]:
-            del sys.modules[name]
-
-    monkeypatch.setattr(sys, "meta_path", [StandInFinder(), *sys.meta_path])
-    forget()
+def load() -> Any:
     path = PACKAGE / "launch" / "bev.launch.py"
     spec = importlib.util.spec_from_file_location("bev_launch", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    yield module.generate_launch_description().args[0]
+    return module
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.split(".")[0] in ROOTS]:
+            del sys.modules[name]
+
+    monkeypatch.setattr(sys, "meta_path", [StandInFinder(), *sys.meta_path])
     forget()
+    yield load()
+    forget()
+
+
+def started(module: Any, **given: str) -> list[Any]:
+    """What is started with these arguments and the defaults of all others."""
+    *declared, opaque = module.generate_launch_description().args[0]
+    assert type(opaque).__name__ == "OpaqueFunction"
+    values = {entity.args[0]: entity.kwargs["default_value"] for entity in declared}
+    assert set(given) <= set(values)
+    context = types.SimpleNamespace(launch_configurations={**values, **given})
+    return list(opaque.kwargs["function"](context))
 
 
 def of_kind(entities: list[Any], kind: str) -> list[Any]:
     return [entity for entity in entities if type(entity).__name__ == kind]
 
 
-def configurations(value: Any) -> set[str]:
-    """Names of the arguments that a recorded value is made from."""
-    if isinstance(value, Recorded):
-        if type(value).__name__ == "LaunchConfiguration":
-            return {value.args[0]}
-        value = [*value.args, *value.kwargs.values()]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return set().union(*(configurations(item) for item in value)) if value else set()
-    return set()
+def nodes(module: Any, **given: str) -> dict[str, dict[str, Any]]:
+    return {
+        node.kwargs["executable"]: node.kwargs for node in of_kind(started(module, **given), "Node")
+    }
 
 
-def launched(entities: list[Any]) -> dict[str, dict[str, Any]]:
-    return {node.kwargs["executable"]: node.kwargs for node in of_kind(entities, "Node")}
+def parameters(node: dict[str, Any]) -> dict[str, Any]:
+    """What goes before the parameter file, as values; a ParameterValue must name its type."""
+    *_, chosen = node["parameters"]
+    values = {}
+    for name, value in chosen.items():
+        if isinstance(value, Recorded):
+            value = value.kwargs["value_type"](value.args[0])
+        values[name] = value
+    return values
 
 
-def evaluate(expression: Any, **values: str) -> Any:
-    """What launch would make of a PythonExpression."""
-    words = [w if isinstance(w, str) else values[w.args[0]] for w in expression.args[0]]
-    return eval("".join(words))
-
-
-def test_arguments_are_declared_described_and_all_used(entities: list[Any]) -> None:
-    declared = {entity.args[0]: entity for entity in of_kind(entities, "DeclareLaunchArgument")}
-    assert set(declared) == {
-        "bundle", "camera_bundle", "lidar_bundle", "calibration", "log", "version", "scene", "rate",
-        "loop", "compressed", "engine", "score_threshold", "autostart", "use_sim_time", "namespace",
-        "params", "rviz", "shared_memory",
+def test_arguments_are_declared_and_described(module: Any) -> None:
+    *declared, _ = module.generate_launch_description().args[0]
+    defaults = {entity.args[0]: entity.kwargs["default_value"] for entity in declared}
+    assert set(defaults) == {
+        "bundle", "camera_bundle", "lidar_bundle", "calibration", "log", "version", "scene",
+        "cameras", "rate", "loop", "compressed", "engine", "score_threshold", "autostart",
+        "use_sim_time", "namespace", "params", "rviz", "shared_memory",
     }  # fmt: skip
-    assert all(entity.kwargs["description"] for entity in declared.values())
-    used = configurations([e for e in entities if type(e).__name__ != "DeclareLaunchArgument"])
-    assert used == set(declared)
-    assert Path(declared["params"].kwargs["default_value"]).is_file()
-    assert declared["autostart"].kwargs["default_value"] == "true"
+    assert all(entity.kwargs["description"] for entity in declared)
+    assert all(isinstance(default, str) for default in defaults.values())
+    assert Path(defaults["params"]).is_file()
 
 
-def test_nodes_are_the_installed_executables(entities: list[Any]) -> None:
-    nodes = launched(entities)
-    assert set(nodes) == {"bev_node", "log_player", "rviz2"}
-    assert nodes.pop("rviz2")["package"] == "rviz2"
-    assert {node["package"] for node in nodes.values()} == {"perception"}
-    assert configurations(nodes["log_player"]["condition"]) == {"log"}
-    assert "condition" not in nodes["bev_node"]
+def test_nodes_are_the_installed_executables(module: Any) -> None:
+    assert set(nodes(module, bundle="b")) == {"bev_node"}
+    assert set(nodes(module, bundle="b", log="some/log")) == {"bev_node", "log_player"}
+    all_three = nodes(module, bundle="b", log="some/log", rviz="true", namespace="car")
+    assert all_three["rviz2"]["package"] == "rviz2"
+    assert {node["namespace"] for node in all_three.values()} == {"car"}
+    assert {all_three[name]["package"] for name in ("bev_node", "log_player")} == {"perception"}
 
 
-def test_what_the_launch_file_sets_are_parameters_of_the_nodes(entities: list[Any]) -> None:
-    module = PACKAGE / "perception_ros"
+def test_what_is_not_given_is_left_to_the_parameter_file(module: Any) -> None:
+    """The user's file goes before the defaults: nothing but what was given is passed after it."""
+    (bev,) = nodes(module, bundle="b", params="mine.yaml").values()
+    assert bev["parameters"][0] == "mine.yaml"
+    assert parameters(bev) == {"bundle": "b"}
+    assert nodes(module, params="mine.yaml")["bev_node"]["parameters"] == ["mine.yaml"]
+
+
+def test_what_is_given_goes_before_the_parameter_file_and_has_its_type(module: Any) -> None:
+    given = {
+        "camera_bundle": "c", "lidar_bundle": "l", "calibration": "0103", "engine": "tensorrt",
+        "compressed": "True", "autostart": "false", "score_threshold": "1", "log": "some/log",
+        "version": "v1.0-mini", "scene": "0103", "cameras": "CAM_BACK", "rate": "2", "loop": "1",
+        "use_sim_time": "true",
+    }  # fmt: skip
+    both = nodes(module, bundle="b", **given)
+    assert parameters(both["bev_node"]) == {
+        "bundle": "b", "camera_bundle": "c", "lidar_bundle": "l", "calibration": "0103",
+        "engine": "tensorrt", "compressed": True, "autostart": False, "score_threshold": 1.0,
+        "use_sim_time": True,
+    }  # fmt: skip
+    assert parameters(both["log_player"]) == {
+        "log": "some/log", "version": "v1.0-mini", "scene": "0103", "cameras": "CAM_BACK",
+        "rate": 2.0, "loop": True, "compressed": True, "publish_clock": True,
+        "shift_to_now": False,
+    }  # fmt: skip
+
+
+def test_what_the_launch_file_sets_are_parameters_of_the_nodes(module: Any) -> None:
+    given = dict.fromkeys(("camera_bundle", "lidar_bundle", "engine", "version", "scene"), "x")
+    given |= dict.fromkeys(("compressed", "autostart", "loop"), "true")
+    given |= {"cameras": "x", "rate": "1", "score_threshold": "1", "bundle": "b", "log": "l"}
+    both = nodes(module, **given)
     for executable, file in (("bev_node", "settings.py"), ("log_player", "log_player.py")):
-        text = (module / file).read_text()
-        for name in set(launched(entities)[executable]["parameters"][1]) - {"use_sim_time"}:
+        text = (PACKAGE / "perception_ros" / file).read_text()
+        for name in set(parameters(both[executable])) - {"use_sim_time"}:
             assert re.search(rf"^    {name}: \w.* = parameter\(", text, re.MULTILINE), name
 
 
-def test_the_node_listens_to_what_the_player_publishes(entities: list[Any]) -> None:
-    nodes = launched(entities)
+def test_quotes_in_paths_are_nothing_special(module: Any) -> None:
+    odd = """/data/bob's "log"') or exit("""
+    both = nodes(module, bundle="b", log=odd, calibration=odd)
+    assert parameters(both["log_player"])["log"] == odd
+    assert parameters(both["bev_node"])["calibration"] == odd
+
+
+def test_a_word_that_is_neither_yes_nor_no_is_refused(module: Any) -> None:
+    with pytest.raises(RuntimeError, match="rviz is 'perhaps', expected true or false"):
+        started(module, rviz="perhaps")
+
+
+def test_the_node_listens_to_what_the_player_publishes(module: Any) -> None:
+    both = nodes(module, log="some/log")
     kinds = ("image{}", "image{}/compressed", "camera_info{}")
     sensors = [kind.format(i) for i in range(6) for kind in kinds]
     expected = {(f"~/input/{name}", name) for name in [*sensors, "pointcloud", "odometry"]}
-    assert set(nodes["bev_node"]["remappings"]) == expected
-    assert "remappings" not in nodes["log_player"]
-    for node in nodes.values():
-        assert configurations(node["namespace"]) == {"namespace"}
+    assert set(both["bev_node"]["remappings"]) == expected
+    assert "remappings" not in both["log_player"]
 
 
-def test_rviz_follows_the_namespace(entities: list[Any]) -> None:
-    rviz = launched(entities)["rviz2"]
+def test_rviz_follows_the_namespace_and_the_clock(module: Any) -> None:
+    rviz = nodes(module, rviz="true", log="some/log")["rviz2"]
     file = Path(rviz["arguments"][1])
     topics = re.findall(r"Value: (/bev/\S+)", file.read_text())
     assert {(topic, topic[1:]) for topic in topics} == set(rviz["remappings"])
-    assert configurations(rviz["condition"]) == {"rviz"}
+    assert rviz["parameters"] == [{"use_sim_time": True}]
 
 
-def test_a_log_brings_its_own_time(entities: list[Any]) -> None:
-    arguments = {e.args[0]: e.kwargs for e in of_kind(entities, "DeclareLaunchArgument")}
-    ((expression,),) = [arguments["use_sim_time"]["default_value"]]
-    assert (evaluate(expression, log="some/log"), evaluate(expression, log="")) == ("true", "false")
-    nodes = launched(entities)
-    player = nodes["log_player"]["parameters"][1]
-    # The clock is sent, or else the log is moved to system time.
-    assert configurations(player["publish_clock"]) == {"use_sim_time"}
-    (shift,) = player["shift_to_now"].args
-    assert (evaluate(shift, use_sim_time="true"), evaluate(shift, use_sim_time="False")) == (
-        False, True,
-    )  # fmt: skip
-    assert configurations(nodes["bev_node"]["parameters"][1]["use_sim_time"]) == {"use_sim_time"}
+@pytest.mark.parametrize(
+    ("given", "of_node", "of_player"),
+    [
+        # The clock is sent, or else the log is moved to system time.
+        ("", True, (True, False)),
+        ("true", True, (True, False)),
+        ("False", False, (False, True)),
+    ],
+)
+def test_a_log_brings_its_own_time(
+    module: Any, given: str, of_node: bool, of_player: tuple[bool, bool]
+) -> None:
+    both = nodes(module, log="some/log", use_sim_time=given)
+    assert parameters(both["bev_node"])["use_sim_time"] is of_node
+    player = parameters(both["log_player"])
+    assert (player["publish_clock"], player["shift_to_now"]) == of_player
     assert "use_sim_time" not in player
 
 
-def test_both_names_of_the_profile_variable_are_set_to_the_file(entities: list[Any]) -> None:
-    set_to = {e.args[0]: e.args[1] for e in of_kind(entities, "SetEnvironmentVariable")}
+def test_both_names_of_the_profile_variable_are_set_to_the_file(module: Any) -> None:
+    set_to = {e.args[0]: e.args[1] for e in of_kind(started(module), "SetEnvironmentVariable")}
     assert set(set_to) == {"FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"}
     assert {Path(path) for path in set_to.values()} == {PACKAGE / "config" / "fastdds.xml"}
+    assert of_kind(started(module, shared_memory="false"), "SetEnvironmentVariable") == []
 
 
-def test_the_played_rig_reaches_the_node(entities: list[Any]) -> None:
-    nodes = launched(entities)
-    written = nodes["log_player"]["parameters"][1]["write_calibration"]
-    parameters = nodes["bev_node"]["parameters"][1]
-    (rig,) = parameters["calibration"].args
-    (timeout,) = parameters["calibration_timeout_s"].args
-    for calibration, log, path, timeout_s in (
-        ("", "some/log", written, 300.0),
-        ("", "", "", 0.0),
-        ("rig.json", "some/log", "rig.json", 300.0),
-    ):
-        assert evaluate(rig, calibration=calibration, log=log) == path
-        assert evaluate(timeout, log=log) == timeout_s
+def test_the_played_rig_reaches_the_node(module: Any) -> None:
+    both = nodes(module, log="some/log")
+    written = parameters(both["log_player"])["write_calibration"]
+    assert Path(written).parent.is_dir()
+    assert parameters(both["bev_node"])["calibration"] == written
+    assert parameters(both["bev_node"])["calibration_timeout_s"] == 300.0
+    Path(written).parent.rmdir()
+    own = nodes(module, log="some/log", calibration="rig.json")
+    assert "write_calibration" not in parameters(own["log_player"])
+    assert "calibration_timeout_s" not in parameters(own["bev_node"])
+
+
+def test_to_look_at_the_arguments_makes_no_folder(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(module.tempfile, "mkdtemp", lambda prefix: made.append(prefix) or "/x")
+    module.generate_launch_description()
+    started(module, bundle="b")
+    assert made == []
+    started(module, bundle="b", log="some/log")
+    assert len(made) == 1
+
+
+def test_the_real_launch_evaluates_the_file() -> None:
+    """The same file where ROS 2's launch is installed: system packages, no wheel has it."""
+    launch = pytest.importorskip("launch", reason="launch is not installed")
+    pytest.importorskip("launch_ros", reason="launch_ros is not installed")
+    context = launch.LaunchContext()
+    context.launch_configurations.update({"bundle": "bob's bundle", "log": "some/log"})
+    entities = load().generate_launch_description().entities
+    (actions,) = [made for made in (entity.visit(context) for entity in entities) if made]
+    packages = [action.node_package for action in actions if hasattr(action, "node_package")]
+    assert packages == ["perception", "perception"]

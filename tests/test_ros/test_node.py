@@ -1,5 +1,7 @@
 """The lifecycle node inside the test's process: transitions, parameters, output without input."""
 
+import hashlib
+import json
 import shutil
 import threading
 import time
@@ -19,7 +21,7 @@ from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from nav_msgs.msg import OccupancyGrid
 from perception_msgs.msg import Box3DArray
-from perception_ros import convert
+from perception_ros import convert, loading, result_messages
 from perception_ros.node import BevNode
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -28,7 +30,14 @@ from rclpy.qos import qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
-from runtime.api import NuScenesLog, load_bundle, write_calibration
+from runtime.api import (
+    Calibration,
+    CameraCalibration,
+    NuScenesLog,
+    Pipeline,
+    load_bundle,
+    write_calibration,
+)
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
 
@@ -96,6 +105,32 @@ class InProcess:
 Start = Callable[..., InProcess]
 
 
+def with_another_golden_answer(bundle: Path, path: Path) -> Path:
+    """A copy whose manifest is right and whose golden frame was computed by somebody else."""
+    shutil.copytree(bundle, path)
+    with np.load(bundle / "golden.npz") as file:
+        arrays = dict(file)
+    (boxes,) = [name for name in arrays if name.endswith("boxes_ego")]
+    arrays[boxes] = arrays[boxes] + 1.0
+    np.savez(path / "golden.npz", **arrays)
+    manifest = json.loads((path / "manifest.json").read_text())
+    content = (path / "golden.npz").read_bytes()
+    manifest["files"]["golden.npz"] = {
+        "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
+    }  # fmt: skip
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def flat_rig(bundle: Path, path: Path) -> Path:
+    """A calibration file of cameras whose images are too flat for the network."""
+    K_cam = np.array([[800.0, 0, 800], [0, 800, 50], [0, 0, 1]])
+    camera = CameraCalibration(K_cam=K_cam, T_ego_cam=np.eye(4), width_px=1600, height_px=100)
+    cameras = dict.fromkeys(load_bundle(bundle).card.inputs.cameras, camera)
+    write_calibration(path, Calibration(cameras=cameras, T_ego_lidar=np.eye(4)))
+    return path
+
+
 @pytest.fixture
 def start_here(ros_domain: int) -> Iterator[Start]:
     started: list[InProcess] = []
@@ -129,13 +164,26 @@ def rig(small_log_root: Path, tmp_path: Path) -> Path:
         ({"bundle": "TEST", "extrinsics.LIDAR_TOP": "[1.0, 2.0]"}, "extrinsics.LIDAR_TOP"),
         ({"bundle": "x", "wait_ms": "soon"}, "expected a float"),
         ({"bundle": "x", "camera_offsets_ms": "soon"}, "expected a list of numbers"),
-        ({"bundle": "x", "period_ms": -1}, "a positive number"),
+        ({"bundle": "x", "period_ms": -1}, "period_ms is -1.0, expected"),
+        ({"bundle": "x", "wait_ms": 101}, "wait_ms is 101.0, expected a number from 0.0 to 100.0"),
+        ({"bundle": "x", "window_ms": 5000}, "window_ms is 5000.0, expected"),
+        ({"bundle": "x", "sensor_depth": 1000000000000}, "sensor_depth is 1000000000000, expected"),
+        ({"bundle": "TEST", "calibration": "FLAT", "self_test": "false"}, "rows, expected"),
+        ({"bundle": "FALSE", "num_threads": 1}, "golden frame"),
     ],
 )
 def test_what_is_wrong_fails_configure_with_one_sentence_and_the_node_stays(
-    start_here: Start, test_bundle: Path, parameters: dict[str, Any], words: str
+    start_here: Start,
+    test_bundle: Path,
+    tmp_path: Path,
+    parameters: dict[str, Any],
+    words: str,
 ) -> None:
     known = {"TEST": test_bundle}
+    if "FALSE" in parameters.values():
+        known["FALSE"] = with_another_golden_answer(test_bundle, tmp_path / "false")
+    if "FLAT" in parameters.values():
+        known["FLAT"] = flat_rig(test_bundle, tmp_path / "flat.json")
     here = start_here(autostart="false", **{k: known.get(v, v) for k, v in parameters.items()})
     assert here.bev.trigger_configure() == FAILURE
     diagnostics = here.hear(DiagnosticArray, "/diagnostics")
@@ -145,6 +193,83 @@ def test_what_is_wrong_fails_configure_with_one_sentence_and_the_node_stays(
     assert words in message
     assert "\n" not in message
     assert "inference" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize("broken", ["inputs", "outputs"])
+def test_what_half_succeeds_is_given_back(
+    start_here: Start, test_bundle: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """The last topic cannot be made: no thread, topic or engine stays, and the next try works."""
+    here = start_here(autostart="false", bundle=test_bundle, self_test="false")
+    threads, made = threading.active_count(), [0]
+    topics = len(list(here.bev.subscriptions)), len(list(here.bev.publishers))
+    if broken == "inputs":
+        assert here.change(Transition.TRANSITION_CONFIGURE)
+        name, transition = "create_subscription", Transition.TRANSITION_ACTIVATE
+    else:
+        name, transition = "create_lifecycle_publisher", Transition.TRANSITION_CONFIGURE
+    make = getattr(here.bev, name)
+
+    def make_some(*arguments: Any, **more: Any) -> Any:
+        made[0] += 1
+        if made[0] == 4:
+            raise RuntimeError("no room")
+        return make(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(here.bev, name, make_some)
+        assert not here.change(transition)
+    here.spin_until(lambda: threading.active_count() <= threads, "all threads have ended")
+    assert (len(list(here.bev.subscriptions)), len(list(here.bev.publishers))) == topics
+    assert here.change(Transition.TRANSITION_CONFIGURE)
+    assert here.change(Transition.TRANSITION_ACTIVATE)
+
+
+def test_parameters_reach_the_synchroniser_and_the_outputs(
+    start_here: Start, test_bundle: Path, rig: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    def keep(*arguments: Any, **more: Any) -> Pipeline:
+        made.append(more)
+        return Pipeline(*arguments, **more)
+
+    monkeypatch.setattr(loading, "Pipeline", keep)
+    here = start_here(
+        autostart="false", bundle=test_bundle, calibration=rig, self_test="false", period_ms=200,
+        window_ms=70, wait_ms=30, camera_offsets_ms="[-20.0]", compensate_ego_motion="false",
+        map_threshold=0.25, score_threshold=0.125,
+    )  # fmt: skip
+    assert here.change(Transition.TRANSITION_CONFIGURE)
+    configured = here.bev._configured
+    assert configured is not None
+    config = configured.synchronizer
+    assert (config.period_ns, config.window_ns, config.wait_ns) == (
+        200_000_000, 70_000_000, 30_000_000,
+    )  # fmt: skip
+    assert config.offset_of("CAM_FRONT") == -20_000_000
+    assert made[0]["compensate_ego_motion"] is False
+    assert made[0]["score_threshold"] == 0.125
+    seen: list[float] = []
+    monkeypatch.setattr(
+        result_messages, "to_map_mask",
+        lambda result, frame, threshold: seen.append(threshold) or Image(),
+    )  # fmt: skip
+    here.hear(Image, "/bev/output/map_mask")
+    assert here.change(Transition.TRANSITION_ACTIVATE)
+    here.spin_until(lambda: bool(seen), "a mask is made")
+    assert seen[0] == 0.25
+
+
+def test_a_name_that_no_file_can_have_fails_configure_at_once(
+    start_here: Start, test_bundle: Path
+) -> None:
+    here = start_here(bundle=test_bundle, calibration="x" * 5000, calibration_timeout_s=100)
+    diagnostics = here.hear(DiagnosticArray, "/diagnostics")
+    here.spin_until(
+        lambda: bool(diagnostics) and "cannot be read" in diagnostics[-1].status[0].message,
+        "it is said",
+    )
 
 
 def test_a_damaged_bundle_is_refused_at_configure(

@@ -83,8 +83,8 @@ def test_the_ros_code_knows_the_library_through_one_door_only() -> None:
 def test_every_ros_module_that_is_imported_is_a_dependency() -> None:
     depends = {element.text for element in package_xml("perception_ros").findall("exec_depend")}
     names = {name.split(".")[0] for path in MODULE.glob("*.py") for name in imported_modules(path)}
-    # builtin_interfaces come with std_msgs; the optional ones are imported in a `try`.
-    ros = {n for n in names if n.endswith("_msgs") or n in ("rclpy", "rcl_interfaces")} - OPTIONAL
+    # The optional ones are imported in a `try`.
+    ros = {n for n in names if n.endswith(("_msgs", "_interfaces")) or n == "rclpy"} - OPTIONAL
     assert len(ros) >= 9
     assert ros <= depends
     assert not depends & OPTIONAL

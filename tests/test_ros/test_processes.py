@@ -279,6 +279,23 @@ def test_a_looping_compressed_player_sends_growing_stamps_and_a_clock_until_a_si
     assert "Traceback" not in player.output
 
 
+def test_the_player_says_whom_it_waits_for_and_starts_without_them(
+    start: Start, listener: Any, small_log_root: Path
+) -> None:
+    """The bundle has one camera; and nobody at all is there for the second player."""
+    clouds = listener.hear(PointCloud2, "/pointcloud", qos_profile_sensor_data)
+    one = start("log_player", log=small_log_root, scene=SCENE, rate=4.0)
+    none = start(
+        "log_player", "-r", "__ns:=/other", log=small_log_root, scene=SCENE, rate=4.0, max_wait_s=6,
+        publish_clock=False,
+    )  # fmt: skip
+    listener.spin_until(lambda: bool(clouds), "it starts for the one topic that has a listener")
+    assert "starting without listeners on /camera_info0, " in one.output
+    assert "/pointcloud" not in one.output
+    listener.spin_until(lambda: "starting without listeners" in none.output, "it starts anyway")
+    assert "waiting for listeners on /other/camera_info0" in none.output
+
+
 @pytest.mark.parametrize(
     ("executable", "more", "words"),
     [

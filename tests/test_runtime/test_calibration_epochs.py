@@ -175,6 +175,7 @@ def test_cameras_that_come_or_go_are_a_change() -> None:
     assert not same_calibration(whole, fewer)
     assert not same_calibration(fewer, whole)
     assert not same_calibration(whole, with_camera(height_px=91))
+    assert not same_calibration(whole, dataclasses.replace(whole, knows_lidar=False))
 
 
 class TableEngine(FakeEngine):

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import simplejpeg
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from rclpy.publisher import Publisher
@@ -52,7 +51,10 @@ class PlayerSettings:
     compressed: bool = parameter(False, "send images as JPEG on `image{i}/compressed`")
     publish_clock: bool = parameter(True, "send the log's time on `/clock`")
     shift_to_now: bool = parameter(False, "move all stamps so that the first is the start's")
-    wait_for_subscribers: bool = parameter(True, "start when every topic has a listener")
+    wait_for_subscribers: bool = parameter(
+        True, "start when every topic has a listener, or no further one comes for 5 s"
+    )
+    max_wait_s: float = parameter(300.0, "longest wait for listeners [s]; then it starts anyway")
     settle_s: float = parameter(
         1.0, "pause between the last listener's arrival and the start, and at the end [s]"
     )
@@ -70,8 +72,9 @@ class PlayerSettings:
                 raise InputError(
                     f"Parameter {name} is {getattr(self, name)}, expected a positive number."
                 )
-        if not 0 <= self.settle_s < float("inf"):
-            raise InputError(f"Parameter settle_s is {self.settle_s}, expected 0 or more.")
+        for name in ("settle_s", "max_wait_s"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"Parameter {name} is {getattr(self, name)}, expected 0 or more.")
 
 
 LOOP_GAP_NS = 3_000_000_000
@@ -80,6 +83,10 @@ is carried from a scene's end to its start. Source: ours."""
 
 CLOCK_S = 0.01
 """Longest time between two messages on /clock [s]. Source: ours; a tenth of a period."""
+
+LISTENERS_S = 5.0
+"""How often it is said who is waited for; and the time after which no further listener is expected,
+such as those of cameras that the bundle does not use [s]. Source: ours; discovery takes 3 s."""
 
 JPEG_QUALITY = 95
 """Of compressed images, 1..100. Source: ours; as most camera drivers."""
@@ -179,6 +186,8 @@ class LogPlayer(Node):
     def _jpeg(self, message: SensorMessage) -> bytes:
         if not (self._settings.compressed and isinstance(message, CameraImage)):
             return b""
+        import simplejpeg  # of the extra `replay`; raw images are played without it
+
         content = simplejpeg.encode_jpeg(message.rgb, JPEG_QUALITY, "RGB", "420")
         return bytes(content)
 
@@ -247,7 +256,20 @@ class LogPlayer(Node):
         if not self._settings.wait_for_subscribers:
             return
         publishers = [*self._infos.values(), *self._images.values(), self._clouds]
-        while not all(publisher.get_subscription_count() for publisher in publishers):
+        start_s = said_s = grown_s = time.monotonic()
+        num_heard = 0
+        while deaf := [p.topic_name for p in publishers if not p.get_subscription_count()]:
+            now_s, before = time.monotonic(), num_heard
+            num_heard = len(publishers) - len(deaf)
+            if num_heard > before:
+                grown_s = now_s
+            settled = num_heard > 0 and now_s - grown_s > LISTENERS_S
+            if settled or now_s - start_s > self._settings.max_wait_s:
+                self.get_logger().warning(f"starting without listeners on {', '.join(deaf)}")
+                break
+            if now_s - said_s > LISTENERS_S:
+                said_s = now_s
+                self.get_logger().info(f"waiting for listeners on {', '.join(deaf)}")
             if self._closing.wait(0.05):
                 return
         # The other side may not have matched yet: what is sent before is lost to it.
