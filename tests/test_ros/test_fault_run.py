@@ -22,7 +22,7 @@ from rclpy.qos import qos_profile_sensor_data
 from rig_publisher import CAMERAS, calibration
 from sensor_msgs.msg import CameraInfo
 
-from runtime.api import LIDAR
+from runtime.api import LIDAR, load_bundle
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
 
@@ -39,6 +39,9 @@ SUBSETS = (
     "1111111", "1111110", "0000001", "1111111", "0000000", "1000000", "0111111", "1010101",
     "0000001", "0101010", "1111111",
 )  # fmt: skip
+
+RUNGS = ("1111111", "1111110", "0000001")
+"""Everything, no LiDAR, no camera."""
 
 MODES = {
     "invalid": Box3DArray.MODE_INVALID,
@@ -203,3 +206,30 @@ def test_a_killed_rig_comes_back_and_a_changed_calibration_is_used(
     heard.check()
     assert node.interrupt() == 0
     assert "Traceback" not in node.output
+
+
+def test_each_rung_of_the_ladder_is_computed_by_its_own_bundle(
+    start: Callable[..., Any], start_rig: StartRig, listener: Any, fast_bundle: Path, tmp_path: Path
+) -> None:
+    """All sensors, then no LiDAR, then no camera, then all: the bundle that answers is named."""
+    heard = Heard(listener)
+    bundles = [fast_bundle.with_name(fast_bundle.name + end) for end in ("", "_camera", "_lidar")]
+    fusion, camera, lidar = (load_bundle(path).digest for path in bundles)
+    assert len({fusion, camera, lidar}) == 3
+    node = start(
+        "bev_node", bundle=bundles[0], camera_bundle=bundles[1], lidar_bundle=bundles[2],
+        calibration=tmp_path / "rig.json", calibration_timeout_s=60, self_test=False,
+    )  # fmt: skip
+    start_rig("--script", json.dumps([[i * 3.0, s] for i, s in enumerate(RUNGS * 6)]))
+    wanted = [(MODES["fusion"], fusion), (MODES["camera"], camera), (MODES["lidar"], lidar)]
+    answers: list[tuple[int, str]] = []
+
+    def all_answered() -> bool:
+        answers[:] = [(message.mode, message.bundle) for message in heard.boxes]
+        return set(wanted) <= set(answers)
+
+    listener.spin_until(all_answered, "all three bundles have answered")
+    assert set(answers) <= {*wanted, (MODES["invalid"], fusion)}
+    heard.check()
+    assert node.interrupt() == 0
+    assert "frame lost" not in node.output

@@ -297,6 +297,13 @@ def test_a_cloud_in_the_base_frame_places_a_lidar_of_which_nothing_else_is_known
     np.testing.assert_array_equal(calibration.T_ego_lidar, np.eye(4))
 
 
+def test_use_tf_false_looks_at_no_frame() -> None:
+    bench = Bench(calibrated=False, use_tf=False)
+    bench.send("~/input/pointcloud", cloud("base_link"))
+    assert bench.loop.rejected == [("LIDAR_TOP", "extrinsics")]
+    assert not bench.rig.calibration().knows_lidar
+
+
 def test_no_cloud_is_taken_before_the_frames_know_where_the_lidar_is(tf2_msgs: type) -> None:
     bench = Bench(calibrated=False)
     bench.loop.knows_lidar = False  # the new calibration is still being prepared

@@ -308,6 +308,8 @@ def test_a_link_that_jitters_is_prepared_now_and_then(
     bench.loop.tick()  # the last one is not forgotten
     wait_until(lambda: bench.loop._epochs.current()[0] == 3)
     np.testing.assert_array_equal(bench.loop._epochs.current()[1].T_ego_lidar, T_ego_lidar)
+    assert len(bench.ladder.prepared) == 4  # the first, and those of 0, 0.5 and 2 s
+    assert "calibration: superseded" not in bench.loop.state().counters
 
 
 def test_nothing_goes_out_with_a_stamp_before_time_began(bench: Bench) -> None:

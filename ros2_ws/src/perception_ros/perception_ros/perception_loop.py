@@ -234,7 +234,7 @@ class PerceptionLoop:
         """Before the first message: an empty frame every period, as the synchroniser's later."""
         config = self._config
         stamp_ns = now_ns - config.wait_ns
-        if stamp_ns <= 0 or 0 <= stamp_ns - self._empty_ns < config.period_ns:
+        if 0 <= stamp_ns - self._empty_ns < config.period_ns:
             return []
         self._empty_ns = stamp_ns
         return [
