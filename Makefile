@@ -58,7 +58,7 @@ $(TEST_BUNDLE): .venv/.done $(shell find perception export training -name '*.py'
 	@$(BIN)/python tests/make_test_bundle.py $@
 
 # A bundle that answers at once, for tests of everything but the engine.
-$(TOY_BUNDLE): .venv/.done $(shell find perception -name '*.py') tests/toy_bundle.py | build
+$(TOY_BUNDLE): .venv/.done $(shell find perception -name '*.py') tests/toy_bundle.py tests/make_toy_bundle.py | build
 	@$(BIN)/python tests/make_toy_bundle.py $@
 
 test-slow: .venv/.done ## trainings on real frames, minutes (figures are printed)
