@@ -9,7 +9,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from perception.data.nuscenes_log import MissingFile
 from perception.errors import InputError
-from perception.messages import CameraImage, LidarSweep
+from perception.messages import Calibration, CameraImage, LidarSweep
 from perception.taxonomy import LIDAR
 from runtime.bag_feed import BagSource
 
@@ -180,6 +180,41 @@ def test_another_clock_is_moved_and_compressed_pictures_and_named_topics_are_rea
     assert abs(int(first.message.rgb[4, 4, 0]) - 100) <= 2
     assert first.message.T_global_ego is None
     assert LIDAR not in {getattr(a.message, "camera", None) for a in (first, second)}
+
+
+def test_a_recorders_small_delay_is_kept_and_a_given_rig_goes_first(tmp_path: Path) -> None:
+    # 900 ms after its stamp is a slow recorder, not another clock
+    path = write_bag(tmp_path / "bag", [("/bev/image0", 900, image(0))], StoragePlugin.MCAP)
+    given = Calibration(cameras={}, T_ego_lidar=np.diag([1.0, 1, 1, 1]))
+    source = BagSource(path, cameras=("CAM_FRONT",), calibration=given)
+    (arrival,) = source.arrivals("bag")
+    assert arrival.now_ns - arrival.message.stamp_ns == 900 * MS
+    assert source.calibration("bag") is given
+
+
+def test_the_way_to_the_lidar_turns_where_its_mount_turns(tmp_path: Path) -> None:
+    # base_link -> roof: (1, 0, 2) and a quarter turn to the left; roof -> lidar: 0.5 ahead, 0.5 up
+    tf = static_tf()
+    tf.transforms[0].transform.rotation = T["geometry_msgs/msg/Quaternion"](
+        x=0.0, y=0.0, z=np.sqrt(0.5), w=np.sqrt(0.5)
+    )
+    tf.transforms[1].transform.translation.x = 0.5
+    entries = [(t, at, tf if t == "/tf_static" else m) for t, at, m in ENTRIES]
+    path = write_bag(tmp_path / "drive", entries, StoragePlugin.MCAP)
+    T_ego_lidar = BagSource(path, cameras=("CAM_FRONT",)).calibration("drive").T_ego_lidar
+    np.testing.assert_allclose(T_ego_lidar[:3, 3], (1, 0.5, 2.5), atol=1e-9)
+    np.testing.assert_allclose(T_ego_lidar[:3, 0], (0, 1, 0), atol=1e-9)
+
+
+def test_odometry_of_another_base_frame_is_read_where_it_is_named(tmp_path: Path) -> None:
+    poses = [odometry(0, 0.0), odometry(100, 10.0)]
+    for pose in poses:
+        pose.child_frame_id = "rear_axle"
+    entries = [("/bev/odometry", 0, poses[0]), ("/bev/image0", 60, image(50)),
+               ("/bev/odometry", 101, poses[1])]  # fmt: skip
+    path = write_bag(tmp_path / "bag", entries, StoragePlugin.MCAP)
+    (arrival,) = BagSource(path, cameras=("CAM_FRONT",), base_frame="rear_axle").arrivals("bag")
+    assert arrival.message.T_global_ego[0, 3] == pytest.approx(5.0)
 
 
 def test_a_lossless_compressed_picture_is_read_exactly(tmp_path: Path) -> None:

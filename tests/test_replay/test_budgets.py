@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,28 @@ def test_on_unknown_hardware_only_shares_and_counts_are_judged() -> None:
     assert verdict.breaches == (
         "share of dropped frames: got 0.5, allowed 0.4", "engine_failures: got 2, allowed 1"
     )  # fmt: skip
+
+
+def test_every_share_can_be_broken() -> None:
+    bad = {**report(), "frames_incomplete": 3, "frames_by_mode": {"fusion": 8, "invalid": 2}}
+    limits = budgets(shares={"dropped": 0.49, "incomplete": 0.29, "invalid": 0.19}, recipe="other")
+    # of 20 that came 10 were dropped; of 10 given out 3 were incomplete and 2 invalid
+    assert judge(bad, limits).breaches == (
+        "share of dropped frames: got 0.5, allowed 0.49",
+        "share of incomplete frames: got 0.3, allowed 0.29",
+        "share of invalid frames: got 0.2, allowed 0.19",
+    )
+    kept = budgets(shares={"dropped": 0.5, "incomplete": 0.3, "invalid": 0.2}, recipe="other")
+    assert judge(bad, kept).breaches == ()
+
+
+@pytest.mark.parametrize(
+    "other", [{"processor": "of another maker"}, {"cpu_count": 4096}, {"engine": "TensorRT"}]
+)
+def test_times_of_other_hardware_judge_nothing(other: dict[str, Any]) -> None:
+    (known,) = budgets().hardware
+    verdict = judge(report(), budgets(hardware=(dataclasses.replace(known, **other),)))
+    assert (verdict.known_hardware, verdict.num_checked) == (False, 0)
 
 
 def test_waits_by_the_stamps_are_judged_on_the_virtual_clock_only() -> None:

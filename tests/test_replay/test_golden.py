@@ -3,9 +3,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from perception.errors import InputError
+from perception.geometry.grid import BevGrid
+from perception.messages import Detections, MapMask, PerceptionResult
 from runtime import golden
 
 CLASSES = ["car", "truck"]
@@ -76,6 +79,11 @@ def test_what_rounding_can_change_is_accepted(tmp_path: Path) -> None:
         (lambda f: f["scores"].__setitem__(0, 0.88), "score of car"),
         (lambda f: f["labels"].__setitem__(0, 1), "is new"),
         (lambda f: f.update(map_area_m2=[1700.0]), "drivable_area covers 1700.0 m2"),
+        (lambda f: f.update(map_area_m2=[0.0]), "drivable_area covers 0.0 m2, accepted 1600.0"),
+        (lambda f: f["boxes_ego"][0].__setitem__(2, 1.06), "car at (10.00, 2.00) m"),
+        (lambda f: f["boxes_ego"][0].__setitem__(8, -0.2), "velocity of car"),
+        (lambda f: [f[k].pop(0) for k in ("boxes_ego", "scores", "labels")], "0.90 is missing"),
+        (lambda f: [f[k].append(f[k][0]) for k in ("boxes_ego", "scores", "labels")], "is new"),
     ],
 )
 def test_everything_else_is_a_difference(
@@ -83,6 +91,37 @@ def test_everything_else_is_a_difference(
 ) -> None:
     done = compared(tmp_path, change)
     assert any(words in difference for difference in done.differences), done.text()
+
+
+@pytest.mark.parametrize("name", ["classes", "box_columns", "map_classes", "score_threshold"])
+def test_detections_of_another_vocabulary_are_a_difference(tmp_path: Path, name: str) -> None:
+    path, got = tmp_path / "golden.json", detections()
+    golden.accept(path, json.dumps(detections()))
+    got[name] = 0.2 if name == "score_threshold" else [*got[name], "another"]
+    (difference,) = golden.compare(path, json.dumps(got)).differences
+    assert difference.startswith(f"{name} is ")
+
+
+def test_a_record_has_the_area_that_each_layer_covers() -> None:
+    grid = BevGrid(x_min=0.0, x_max=1.5, y_min=0.0, y_max=1.0, cell=0.5)
+    prob = np.zeros((2, 2, 3), np.float32)
+    prob[0, 0, :] = 0.6
+    result = PerceptionResult(
+        stamp_ns=5, T_global_ego=None, sensors_used=("CAM_FRONT",), stage_ms={},
+        sensors_missing={"LIDAR_TOP": "dead"}, calibration_epoch=3,
+        detections=Detections(
+            boxes_ego=np.arange(9, dtype=np.float32)[None], scores=np.array([0.5], np.float32),
+            labels=np.array([1]), classes=("car", "truck"),
+        ),
+        map_mask=MapMask(prob=prob, classes=("a", "b"), grid=grid),
+    )  # fmt: skip
+    assert golden.frame_record("scene", result) == {
+        "scene": "scene", "stamp_ns": 5, "T_global_ego": None, "mode": "camera",
+        "calibration_epoch": 3, "sensors_used": ["CAM_FRONT"],
+        "sensors_missing": {"LIDAR_TOP": "dead"}, "boxes_ego": [[*map(float, range(9))]],
+        "scores": [0.5], "labels": [1],
+        "map_area_m2": [0.75, 0.0],  # three cells of a quarter of a square metre
+    }  # fmt: skip
 
 
 def test_nothing_to_compare_is_refused(tmp_path: Path) -> None:

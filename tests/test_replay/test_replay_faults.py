@@ -120,6 +120,40 @@ def test_the_same_seed_does_the_same_and_time_never_goes_back(**numbers: float) 
         assert len(own) == 40 - lost
 
 
+def test_a_frozen_lidar_gives_its_old_points_under_new_stamps() -> None:
+    got, _ = struck("LIDAR_TOP:frozen:0.5-0.7")
+    sweeps = [a.message for a in got if isinstance(a.message, LidarSweep)]
+    shown = [(s.stamp_ns // MS - 5000, int(s.points_lidar[0, 0])) for s in sweeps[4:8]]
+    assert shown == [(400, 4), (500, 4), (600, 4), (700, 7)]
+
+
+def test_a_sensor_that_is_held_from_its_first_message_gives_nothing() -> None:
+    for kind in ("frozen", "stuck"):
+        got, counters = struck(f"CAM_BACK:{kind}:0-0.2")
+        assert images(got)[0] == (200, 200, 2)
+        assert counters == {f"CAM_BACK: {kind}": 2}
+
+
+def test_probability_and_delay_are_those_that_were_asked_for() -> None:
+    for script, expected in (("lossy:0-9:0", 40), ("lossy:0-9:1", 0)):
+        assert len(images(struck(f"CAM_BACK:{script}")[0])) == expected
+    late = images(struck("CAM_BACK:late:0-9:70")[0])
+    assert {arrived - stamp for arrived, stamp, _ in late} == {70}
+    # the absolute value of a normal variable of 20 ms has a mean of 16 ms and rarely 90
+    delays = [a.now_ns - a.message.stamp_ns for a in struck(jitter_ms=20.0)[0] if a.message]
+    assert 10 * MS < sum(delays) / len(delays) < 22 * MS
+    assert max(delays) < 100 * MS
+
+
+def test_scenes_have_their_own_chance() -> None:
+    plan = FaultPlan(loss=0.5, seed=1)
+    lost = [
+        [a.message is None for a in with_faults(arrivals(), plan, scene, Counter())]
+        for scene in ("one", "two")
+    ]
+    assert lost[0] != lost[1]
+
+
 def test_no_fault_changes_nothing() -> None:
     assert [a.now_ns for a in struck()[0]] == [a.now_ns for a in arrivals()]
     with pytest.raises(InputError, match="loss is 2"):
