@@ -11,6 +11,11 @@ WALL_MEANING = "wall clock at speed {speed:g}"
 VIRTUAL_MEANING = "stamps until the frame is given, then processing time, as if always free"
 
 
+def processing_ms(result: PerceptionResult) -> float:
+    """How long a frame was computed [ms]: its stages, without the parts "stage/..." of them."""
+    return sum(ms for stage, ms in result.stage_ms.items() if "/" not in stage)
+
+
 class OutputTimes:
     """Adds the times of each output to a recorder, under fixed names.
 

@@ -27,6 +27,7 @@ from perception.messages import (
     SensorFrame,
 )
 from perception.taxonomy import LIDAR
+from runtime.output_times import processing_ms
 from runtime.writers import foxglove_schemas as foxglove
 
 FIXED_FRAME, EGO_FRAME = "map", "base_link"
@@ -44,7 +45,7 @@ MIN_SPEED = 0.2
 
 
 class McapWriter:
-    """Keeps frames and their results; the file appears when it is closed."""
+    """Keeps one scene's frames and their results; the file appears when it is closed."""
 
     def __init__(self, path: Path, *, min_score: float = 0.3) -> None:
         """Open a temporary file beside `path`.
@@ -91,10 +92,22 @@ class McapWriter:
         self._log_changes(scene, result)
 
     def close(self) -> None:
-        """Finish the file."""
-        self._writer.finish()
-        self._file.close()
-        self._temporary.replace(self._path)
+        """Finish the file; without a frame there is none, and an older one stays.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        try:
+            with self._file:
+                self._writer.finish()
+            if self._channels:
+                self._temporary.replace(self._path)
+        except OSError as error:
+            raise InputError(
+                f"Cannot write {self._path}: {error.strerror}; check free space."
+            ) from error
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
     def _write(self, topic: str, schema: str, stamp_ns: int, content: dict[str, Any]) -> None:
         if topic not in self._channels:
@@ -146,8 +159,8 @@ class McapWriter:
         head = {"timestamp": foxglove.time_of(image.stamp_ns), "frame_id": image.camera}
         picture = {**head, "data": base64.b64encode(jpeg).decode(), "format": "jpeg"}
         self._write(topic, "foxglove.CompressedImage", image.stamp_ns, picture)
+        # Foxglove's image coordinates begin at the corner of the first pixel, as ours do
         K = np.diag([size[0] / width, size[1] / height, 1.0]) @ calibration.K_cam
-        K[:2, 2] -= 0.5  # Foxglove counts from the centre of the first pixel, as ROS does
         content = {
             **head,
             "width": size[0],
@@ -228,7 +241,7 @@ def _entity(name: str, stamp: dict[str, Any], result: PerceptionResult, index: i
         "frame_id": EGO_FRAME,
         "id": name,
         "lifetime": {"sec": 0, "nsec": 0},
-        "frame_locked": True,
+        "frame_locked": False,  # stays where it was seen, as cloud and map do, while the car drives
         "metadata": [
             {"key": "class", "value": label},
             {"key": "score", "value": f"{found.scores[index]:.3f}"},
@@ -298,5 +311,5 @@ def _status(result: PerceptionResult) -> dict[str, Any]:
         "calibration_epoch": result.calibration_epoch,
         "bundle": result.bundle_digest,
         "stage_ms": dict(result.stage_ms),
-        "total_ms": sum(result.stage_ms.values()),
+        "total_ms": processing_ms(result),
     }

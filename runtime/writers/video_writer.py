@@ -67,10 +67,23 @@ class VideoWriter:
         self._num += 1
 
     def close(self) -> None:
-        """Finish the video."""
+        """Finish the video; or remove the pictures that an earlier, longer run left behind these.
+
+        Raises:
+            InputError: The video cannot be written.
+        """
         if self._video is not None:
             self._video.release()
-            self._temporary.replace(self._path)
+            try:
+                self._temporary.replace(self._path)
+            except OSError as error:
+                raise InputError(
+                    f"Cannot write {self._path}: {error.strerror}; check its folder."
+                ) from error
+        elif self._num:
+            for picture in self._path.glob("[0-9]" * 5 + ".png"):
+                if int(picture.stem) >= self._num:
+                    picture.unlink()
 
     def _add_to_video(self, picture: np.ndarray) -> None:
         if self._video is None:

@@ -42,6 +42,8 @@ def written(
         sinks,
     )
     run.run()
+    for sink in sinks:
+        sink.close()
     return folder
 
 

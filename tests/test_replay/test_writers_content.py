@@ -96,7 +96,7 @@ def result(**changes: Any) -> PerceptionResult:
         "stamp_ns": STAMP_NS, "T_global_ego": T_GLOBAL_EGO[STAMP_NS], "detections": found,
         "map_mask": MapMask(prob=prob, classes=("drivable_area", "divider"), grid=grid),
         "sensors_used": ("CAM_FRONT", LIDAR), "sensors_missing": {"CAM_BACK": "dead"},
-        "stage_ms": {"preprocess": 3.0, "engine": 4.0},
+        "stage_ms": {"preprocess": 3.0, "preprocess/images": 2.0, "engine": 4.0},
     }  # fmt: skip
     return PerceptionResult(**{**values, **changes})
 
@@ -201,6 +201,14 @@ def test_boxes_have_their_place_heading_size_colour_and_way(written: Messages) -
     )
     assert arrow["shaft_length"] == pytest.approx(3.0)
     assert walker["arrows"] == []  # 0.1 m/s
+    # while the car drives on, boxes stay where they were seen
+    assert not car["frame_locked"]
+
+
+def test_the_time_of_a_frame_is_that_of_its_stages_and_not_of_their_parts(
+    written: Messages,
+) -> None:
+    assert written["/status"][0][1]["total_ms"] == 3.0 + 4.0
 
 
 def test_the_map_lies_where_the_mask_says(written: Messages) -> None:
@@ -246,8 +254,8 @@ def test_cloud_and_picture_are_what_the_sensors_gave(written: Messages) -> None:
     assert np.abs(bgr[200, 400, ::-1].astype(int) - RED).max() < 12
     _, camera = written["/CAM_FRONT/calibration"][0]
     assert (camera["width"], camera["height"]) == (800, 450)
-    # half the size; the first pixel's centre is 0 here and 0.5 at home: 790 / 2 - 0.5
-    K = [[600, 0, 394.5], [0, 605, 229.5], [0, 0, 1]]
+    # half the size; both count pixels from the first one's corner
+    K = [[600, 0, 395], [0, 605, 230], [0, 0, 1]]
     np.testing.assert_allclose(np.reshape(camera["K"], (3, 3)), K)
     np.testing.assert_allclose(np.reshape(camera["P"], (3, 4)), np.column_stack([K, [0, 0, 0]]))
 
@@ -275,6 +283,7 @@ def test_every_panel_of_the_layout_finds_what_it_shows(written: Messages) -> Non
     assert view["topics"]["/lidar"]["colorField"] in fields
     for panel in ("Plot!latency", "StateTransitions!mode"):
         for path in panels[panel]["paths"]:
+            assert path["timestampMethod"] == "receiveTime"  # a status has no ROS header
             topic, *names = path["value"].split(".")
             value = written[topic][0][1]
             for name in names:
@@ -305,3 +314,21 @@ def test_pictures_and_video_show_boxes_map_colours_and_mode(tmp_path: Path) -> N
     scale = bgr.shape[1] / shown.shape[1]
     row, column = round((BAR_HEIGHT_PX + 300) * scale), round((640 + 320) * scale)  # CAM_FRONT's
     assert np.abs(bgr[row, column, ::-1].astype(int) - RED).max() < 40
+
+
+def test_pictures_of_a_longer_run_before_go_and_without_a_frame_nothing_is_made(
+    tmp_path: Path,
+) -> None:
+    folder, mcap = tmp_path / "pictures", tmp_path / "drive.mcap"
+    for num in (3, 1, 0):
+        writers = [VideoWriter(folder, fps=10.0), McapWriter(mcap)]
+        for writer in writers:
+            for _ in range(num):
+                writer.add("scene", frame(), result())
+            writer.close()
+        (folder / "notes.png").touch()
+    # the run without a frame leaves what the one before it made
+    assert sorted(path.name for path in folder.iterdir()) == ["00000.png", "notes.png"]
+    with mcap.open("rb") as file:
+        assert len(list(make_reader(file).iter_messages(topics=["/status"]))) == 1
+    assert sorted(tmp_path.iterdir()) == [mcap, folder]
