@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from perception import atomic_file
+from perception import atomic_file, json_codec
 from perception.bundle import Bundle
 from perception.errors import InputError
 from perception.geometry import boxes
@@ -116,45 +116,100 @@ def accept(path: Path, text: str) -> None:
         InputError: They hold no frame or no box, so that nothing could ever be compared with them,
             or the file cannot be written.
     """
-    _checked(json.loads(text), path)
+    _require_boxes(json.loads(text), path)
     atomic_file.write_text(path, text)
 
 
-def compare(path: Path, text: str, tolerance: Tolerance | None = None) -> Comparison:
-    """Compare a replay's detections with the accepted ones.
-
-    Args:
-        path: The accepted file.
-        text: The replay's detections file.
-        tolerance: What may differ by how much; by default `Tolerance()`.
+def read(path: Path) -> Record:
+    """Read the accepted detections.
 
     Raises:
-        InputError: The accepted file is absent, no detections file, or holds nothing to compare.
+        InputError: The file is absent, no detections file, or holds nothing to compare.
     """
     try:
-        expected = json.loads(path.read_text())
+        text = path.read_text()
+        content = json.loads(text)
     except (OSError, ValueError) as error:
         raise InputError(
             f"Accepted detections {path} cannot be read ({error}): make them with --accept."
         ) from error
-    comparer = _Comparer(_checked(expected, path), tolerance or Tolerance())
-    return comparer.compare(json.loads(text))
-
-
-def _checked(content: Any, path: Path) -> Record:
-    """A detections file that something can be compared with."""
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(
             f"{path} has the format {version}, expected {FORMAT_VERSION}: make it again with "
             "--accept."
         )
+    try:
+        json_codec.from_json(_File, text, "it")
+    except InputError as error:
+        raise InputError(
+            f"Accepted detections {path} are damaged ({error}): make them again with --accept."
+        ) from error
+    _require_boxes(content, path)
+    return dict(content)
+
+
+def compare(accepted: Record, text: str, tolerance: Tolerance | None = None) -> Comparison:
+    """Compare a replay's detections with the accepted ones.
+
+    Args:
+        accepted: What `read` gives.
+        text: The replay's detections file.
+        tolerance: What may differ by how much; by default `Tolerance()`.
+    """
+    return _Comparer(accepted, tolerance or Tolerance()).compare(json.loads(text))
+
+
+def _require_boxes(content: Record, path: Path) -> None:
     if not any(frame["labels"] for frame in content["frames"]):
         raise InputError(
             f"The detections for {path} are {len(content['frames'])} frames without a box, nothing "
             "could differ: replay more, or lower --score-threshold."
         )
-    return dict(content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frame:
+    """What `frame_record` gives, to check a file by."""
+
+    scene: str
+    stamp_ns: int
+    T_global_ego: tuple[tuple[float, ...], ...] | None
+    mode: str
+    calibration_epoch: int
+    sensors_used: tuple[str, ...]
+    sensors_missing: dict[str, str]
+    boxes_ego: tuple[tuple[float, ...], ...]
+    scores: tuple[float, ...]
+    labels: tuple[int, ...]
+    map_area_m2: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """What `detections_text` gives, to check a file by."""
+
+    format_version: int
+    bundle_sha256: str
+    score_threshold: float
+    classes: tuple[str, ...]
+    box_columns: tuple[str, ...]
+    map_classes: tuple[str, ...]
+    frames: tuple[_Frame, ...]
+
+    def __post_init__(self) -> None:
+        for frame in self.frames:
+            num, layers = len(frame.labels), len(frame.map_area_m2)
+            if (
+                (len(frame.boxes_ego), len(frame.scores), layers)
+                != (num, num, len(self.map_classes))
+                or any(len(row) != boxes.NUM_COLUMNS for row in frame.boxes_ego)
+                or not all(0 <= label < len(self.classes) for label in frame.labels)
+            ):
+                raise ValueError(
+                    f"boxes, scores, labels or map areas of {frame.scene} {frame.stamp_ns} do not "
+                    "belong together"
+                )
 
 
 class _Comparer:
@@ -162,11 +217,14 @@ class _Comparer:
 
     def __init__(self, expected: Record, tolerance: Tolerance) -> None:
         self._expected, self._tolerance = expected, tolerance
+        self._classes: Sequence[str] = expected["classes"]
+        self._got_classes = self._classes
         self._differences: list[str] = []
         self._num_boxes = 0
         self._num_near = 0
 
     def compare(self, got: Record) -> Comparison:
+        self._got_classes = got["classes"]
         for name in ("classes", "box_columns", "map_classes", "score_threshold"):
             if got[name] != self._expected[name]:
                 self._note(f"{name} is {got[name]}, accepted {self._expected[name]}")
@@ -200,7 +258,7 @@ class _Comparer:
                 f"{where}: missing are {sorted(got['sensors_missing'])}, accepted "
                 f"{sorted(expected['sensors_missing'])}"
             )
-        self._compare_boxes(where, _Boxes(got), _Boxes(expected))
+        self._compare_boxes(where, _Boxes(got, self._got_classes), _Boxes(expected, self._classes))
         areas = zip(
             self._expected["map_classes"], got["map_area_m2"], expected["map_area_m2"], strict=False
         )
@@ -232,7 +290,7 @@ class _Comparer:
         if found.scores[index] <= near:
             self._num_near += 1
         else:
-            self._note(f"{where}: {self._name(found, index)} {title}")
+            self._note(f"{where}: {found.name(index)} {title}")
 
     def _compare_box(
         self, where: str, got: "_Boxes", index: int, expected: "_Boxes", expected_index: int
@@ -242,7 +300,7 @@ class _Comparer:
             "size": (boxes.SIZE, self._tolerance.length),
             "velocity": (boxes.VELOCITY, self._tolerance.velocity),
         }
-        name = self._name(expected, expected_index)
+        name = expected.name(expected_index)
         for what, (columns, allowed) in limits.items():
             if np.abs(row[columns] - accepted[columns]).max() > allowed:
                 self._note(
@@ -256,19 +314,21 @@ class _Comparer:
         if abs(score - accepted_score) > self._tolerance.score:
             self._note(f"{where}: score of {name} is {score}, accepted {accepted_score}")
 
-    def _name(self, found: "_Boxes", index: int) -> str:
-        label = self._expected["classes"][found.labels[index]]
-        x, y = found.rows[index, :2]
-        return f"{label} at ({x:.2f}, {y:.2f}) m with score {found.scores[index]:.2f}"
-
 
 class _Boxes:
     """A record's boxes as arrays."""
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
+    def __init__(self, record: Mapping[str, Any], classes: Sequence[str]) -> None:
+        self._classes = classes
         self.rows = np.array(record["boxes_ego"], np.float64).reshape(-1, boxes.NUM_COLUMNS)
         self.scores = np.array(record["scores"], np.float64)
         self.labels = np.array(record["labels"], np.int64)
+
+    def name(self, index: int) -> str:
+        """A box for people."""
+        x, y = self.rows[index, :2]
+        label = self._classes[self.labels[index]]
+        return f"{label} at ({x:.2f}, {y:.2f}) m with score {self.scores[index]:.2f}"
 
 
 def _key(frame: Record) -> tuple[str, int]:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 
 from perception.errors import InputError
 from perception.provenance import environment
-from runtime.budgets import Budgets, HardwareBudget, judge, read_budgets
+from runtime import budgets as budgets_module
+from runtime.budgets import COUNTERS, STAGES, Budgets, HardwareBudget, judge, read_budgets
 
 OWN_FILE = Path(__file__).with_name("budgets.json")
 
@@ -100,12 +102,38 @@ def test_waits_by_the_stamps_are_judged_on_the_virtual_clock_only() -> None:
 
 
 def test_a_budget_of_something_that_is_not_measured_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="limits p50_ms of 'motor'"):
-        judge(report(), budgets(stamp_clock_ms={"motor": {"p50_ms": 1.0}}))
     with pytest.raises(InputError, match="cannot be read"):
         read_budgets(tmp_path / "none.json")
     content = json.loads(OWN_FILE.read_text())
     wrong = tmp_path / "wrong.json"
-    wrong.write_text(json.dumps({**content, "shares": {"lost": 0.1}}))
-    with pytest.raises(InputError, match="lost"):
-        read_budgets(wrong)
+    (hardware,) = content["hardware"]
+    for part, words in (
+        ({"shares": {"lost": 0.1}}, "shares name 'lost', expected one of dropped"),
+        ({"counts": {"engine_failure": 0}}, "counts name 'engine_failure', expected one of frames"),
+        ({"stamp_clock_ms": {"motor": {"p50_ms": 1.0}}}, "stages name 'motor'"),
+        ({"stamp_clock_ms": {"engine": {"p42_ms": 1.0}}}, "statistics name 'p42_ms'"),
+        ({"hardware": [{**hardware, "stages_ms": {"motor": {}}}]}, "stages name 'motor'"),
+    ):
+        wrong.write_text(json.dumps({**content, **part}))
+        with pytest.raises(InputError, match=words):
+            read_budgets(wrong)
+
+
+def test_what_was_not_measured_keeps_no_limit() -> None:
+    limits = budgets(
+        stamp_clock_ms={"total": {"p50_ms": 1e9}, "waiting for pipeline": {"p50_ms": 1.0}},
+        recipe="other",
+    )
+    # nothing waits for the pipeline on a virtual clock
+    assert judge(report(), limits).breaches == ("p50_ms of total: not measured, allowed 1e+09",)
+
+
+def test_every_counter_and_stage_of_the_runtime_can_be_limited() -> None:
+    runtime = Path(budgets_module.__file__).parent
+    text = "".join((runtime / name).read_text() for name in ("pipeline.py", "ladder.py"))
+    counted = set(re.findall(r'ounters\["(\w+)"\]', text))
+    assert counted == set(COUNTERS)
+    timed = set(re.findall(r'[rR]ecorder\.add\("([^"]+)"', "".join(
+        (runtime / name).read_text() for name in ("log_feed.py", "output_times.py")
+    )))  # fmt: skip
+    assert timed <= set(STAGES)

@@ -45,7 +45,7 @@ def compared(tmp_path: Path, change: Callable[[dict], object]) -> golden.Compari
     accepted, got = tmp_path / "golden.json", detections()
     golden.accept(accepted, json.dumps(detections()))
     change(got["frames"][0])
-    return golden.compare(accepted, json.dumps(got))
+    return golden.compare(golden.read(accepted), json.dumps(got))
 
 
 def test_what_rounding_can_change_is_accepted(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_detections_of_another_vocabulary_are_a_difference(tmp_path: Path, name:
     path, got = tmp_path / "golden.json", detections()
     golden.accept(path, json.dumps(detections()))
     got[name] = 0.2 if name == "score_threshold" else [*got[name], "another"]
-    (difference,) = golden.compare(path, json.dumps(got)).differences
+    (difference,) = golden.compare(golden.read(path), json.dumps(got)).differences
     assert difference.startswith(f"{name} is ")
 
 
@@ -127,10 +127,43 @@ def test_a_record_has_the_area_that_each_layer_covers() -> None:
 def test_nothing_to_compare_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "golden.json"
     with pytest.raises(InputError, match="--accept"):
-        golden.compare(path, json.dumps(detections()))
+        golden.compare(golden.read(path), json.dumps(detections()))
     empty = {**detections(), "frames": []}
     with pytest.raises(InputError, match="without a box"):
         golden.accept(path, json.dumps(empty))
     path.write_text(json.dumps({"format_version": 1}))
     with pytest.raises(InputError, match="format 1"):
-        golden.compare(path, json.dumps(detections()))
+        golden.compare(golden.read(path), json.dumps(detections()))
+
+
+def test_other_classes_are_differences_and_no_crash(tmp_path: Path) -> None:
+    path, got = tmp_path / "golden.json", detections()
+    golden.accept(path, json.dumps(got))
+    got["classes"] = [*CLASSES, "bus"]
+    got["frames"][0]["labels"][0] = 2
+    differences = golden.compare(golden.read(path), json.dumps(got)).differences
+    assert any("car at (10.00, 2.00) m" in difference for difference in differences)
+    assert any("bus at (10.00, 2.00) m" in difference for difference in differences)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda d: [d.pop(name) for name in list(d) if name != "format_version"], "lacks the key"),
+        (lambda d: d.update(frames=[5]), "expected dict"),
+        (lambda d: d["frames"][0].pop("mode"), "lacks the key 'mode'"),
+        (lambda d: d["frames"][0].update(labels=[0, 2]), "do not belong together"),
+        (lambda d: d["frames"][0]["scores"].pop(), "do not belong together"),
+        (lambda d: d["frames"][0]["boxes_ego"][0].pop(), "do not belong together"),
+        (lambda d: d["frames"][0].update(map_area_m2=[]), "do not belong together"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(
+    tmp_path: Path, damage: Callable[[dict], object], words: str
+) -> None:
+    path, content = tmp_path / "golden.json", detections()
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=words) as raised:
+        golden.read(path)
+    assert "--accept" in str(raised.value)
