@@ -5,7 +5,6 @@ message ---> lost? dead? ---> frozen? stuck? ---> delayed: jitter, late, burst -
 
 import dataclasses
 import heapq
-import math
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -31,8 +30,9 @@ GROUPS = {"ALL": (*CAMERAS, LIDAR), "CAMERAS": CAMERAS}
 DEFAULT_VALUES: dict[FaultKind, float] = {"lossy": 0.5, "late": 100.0}
 """Probability; delay [ms]. Source: ours; 100 ms is past every sensor's window."""
 
-MAX_PAUSE_S = 1e6
-"""Longest time between two stalls of the machine [s]: no recording lasts as long. Source: ours."""
+MAX_TIME_S = 1e6
+"""Longest time that a fault lasts, delays by, or keeps away [s]: no recording lasts as long.
+Source: ours."""
 
 SCRIPT_FORM = "SENSOR:KIND:FROM-TO[:VALUE], e.g. CAM_BACK:dead:2.0-4.0"
 
@@ -72,11 +72,12 @@ class FaultPlan:
 
     def __post_init__(self) -> None:
         """Refuse what is no probability or no time."""
-        times = (self.jitter_ms, self.bursts_per_minute, self.burst_ms)
-        if not 0 <= self.loss <= 1 or not all(0 <= t < math.inf for t in times) or self.seed < 0:
+        numbers = (self.jitter_ms, self.bursts_per_minute, self.burst_ms)
+        most = MAX_TIME_S * 1e3
+        if not 0 <= self.loss <= 1 or not all(0 <= n <= most for n in numbers) or self.seed < 0:
             raise InputError(
-                f"loss is {self.loss}, expected 0..1; jitter, bursts and burst time are {times} "
-                f"and the seed is {self.seed}, expected 0 or more."
+                f"loss is {self.loss}, expected 0..1; jitter, bursts and burst time are {numbers}, "
+                f"expected 0 to {most:g}, and the seed is {self.seed}, expected 0 or more."
             )
 
 
@@ -101,11 +102,11 @@ def parse_fault(text: str) -> Fault:
         number = float(value) if value else DEFAULT_VALUES.get(kinds[kind], 0.0)
     except ValueError as error:
         raise InputError(f"Fault {text!r} has another form, expected {SCRIPT_FORM}.") from error
-    largest = 1.0 if kind == "lossy" else math.inf
-    if not (0 <= from_s < to_s and 0 <= number <= largest and number < math.inf):
+    largest = 1.0 if kind == "lossy" else MAX_TIME_S * 1e3
+    if not (0 <= from_s < to_s <= MAX_TIME_S and 0 <= number <= largest):
         raise InputError(
             f"Fault {text!r} lasts from {from_s} to {to_s} s with the value {number}, expected "
-            "times that grow, a probability 0..1 and a finite delay [ms]."
+            f"times that grow up to {MAX_TIME_S:g}, and a value from 0 to {largest:g}."
         )
     return Fault(sensors=sensors, kind=kinds[kind], from_s=from_s, to_s=to_s, value=number)
 
@@ -205,7 +206,7 @@ class _Striker:
         start_ns, end_ns = self._stall_ns
         while end_ns <= now_ns:
             pause_s = self._generator("stalls").exponential(60.0 / self._plan.bursts_per_minute)
-            start_ns = end_ns + round(min(pause_s, MAX_PAUSE_S) * 1e9)
+            start_ns = end_ns + round(min(pause_s, MAX_TIME_S) * 1e9)
             end_ns = start_ns + max(1, round(self._plan.burst_ms * 1e6))
         self._stall_ns = (start_ns, end_ns)
         return end_ns if start_ns <= now_ns else now_ns

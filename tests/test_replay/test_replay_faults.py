@@ -53,6 +53,7 @@ def test_a_script_is_read_to_the_letter() -> None:
     "text",
     ["", "CAM_BACK", "CAM_REAR:dead:0-1", "CAM_BACK:gone:0-1", "CAM_BACK:dead:1-0",
      "CAM_BACK:dead:x-1", "CAM_BACK:dead:1", "ALL:lossy:0-1:2", "ALL:late:0-1:inf",
+     "CAM_BACK:burst:0-inf", "CAM_BACK:burst:0-1e300", "ALL:late:0-1:1e300",
      "ALL:late:0-1:nan"],
 )  # fmt: skip
 def test_a_wrong_script_is_one_sentence(text: str) -> None:
