@@ -1,7 +1,9 @@
 """A rosbag2 recording (sqlite3 or MCAP) as the source of a replay; ROS itself is not needed."""
 
+import statistics
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +33,11 @@ ODOMETRY = "odometry"
 
 CLOCK_TOLERANCE_NS = 1_000_000_000
 """A recorder's clock this far from the stamps is another clock, such as that of a log played years
-later: it is moved so that the first message arrives at its stamp [ns]. Source: ours."""
+later: it is moved by what most messages say [ns]. Source: ours."""
+
+NUM_CLOCK_MESSAGES = 50
+"""Messages with a stamp that tell the recorder's clock from the stamps': their median, so that an
+old message that a late subscriber was sent moves nothing. Source: ours; half a second."""
 
 POSE_DELAY_NS = 100_000_000
 """Longest time that a message waits for a pose newer than its stamp [ns]. Source: ours; odometry
@@ -76,6 +82,7 @@ class BagSource:
         """
         self._path, self._cameras, self._base_frame = path, tuple(cameras), base_frame
         self._given = calibration
+        self._damage: str | None = None
         with self._open() as reader:
             types = {c.topic: c.msgtype for c in reader.connections}
         self._sensor_of_topic = self._find_topics(types, dict(topics or {}))
@@ -89,6 +96,11 @@ class BagSource:
     def scenes(self) -> tuple[str, ...]:
         """The bag's name."""
         return (self._path.stem,)
+
+    @property
+    def damage(self) -> str | None:
+        """See `MessageSource`."""
+        return self._damage
 
     def calibration(self, scene: str) -> Calibration:
         """See `MessageSource`."""
@@ -181,23 +193,31 @@ class BagSource:
         connections = [
             c for c in reader.connections if self._sensor_of_topic.get(c.topic) in sensors
         ]
-        if not connections:  # rosbags takes none for all
-            return
-        for connection, recorded_ns, data in reader.messages(connections=connections):
+        for connection, recorded_ns, data in self._records(reader, connections):
             message = _unpacked(reader, connection, data)
             yield self._sensor_of_topic[connection.topic], int(recorded_ns), message
+
+    def _records(self, reader: Any, connections: list[Any]) -> Iterator[tuple[Any, int, bytes]]:
+        """Connection, time of recording [ns] and bytes; ends where the bag cannot be read on."""
+        if not connections:  # rosbags takes none for all
+            return
+        try:
+            yield from reader.messages(connections=connections)
+        except Exception as error:  # damaged bytes fail in as many ways as there are parts of a bag
+            self._damage = f"{self._path} cannot be read on: {_words(error)}"
 
     @cached_property
     def _clock_shift_ns(self) -> int:
         """What is added to the times of recording, see `CLOCK_TOLERANCE_NS`."""
+        shifts_ns: list[int] = []
         with self._open() as reader:
             for _, recorded_ns, message in self._messages(reader, (LIDAR, *self._cameras)):
-                try:
-                    shift_ns = _stamp_ns(message) - recorded_ns
-                except ConversionError:
-                    continue
-                return shift_ns if abs(shift_ns) > CLOCK_TOLERANCE_NS else 0
-        return 0
+                with suppress(ConversionError):
+                    shifts_ns.append(_stamp_ns(message) - recorded_ns)
+                if len(shifts_ns) == NUM_CLOCK_MESSAGES:
+                    break
+        shift_ns = statistics.median_high(shifts_ns or [0])
+        return shift_ns if abs(shift_ns) > CLOCK_TOLERANCE_NS else 0
 
     @cached_property
     def _recorded_calibration(self) -> Calibration:
@@ -231,7 +251,7 @@ class BagSource:
         wanted |= {LIDAR} & {*self._sensor_of_topic.values()}
         with self._open() as reader:
             static = [c for c in reader.connections if c.topic == STATIC_TF_TOPIC]
-            for connection, _, data in reader.messages(connections=static) if static else ():
+            for connection, _, data in self._records(reader, static):
                 try:
                     transforms |= to_transforms(_checked(_unpacked(reader, connection, data)))
                 except ConversionError as error:
@@ -268,7 +288,7 @@ class BagSource:
     def _open(self) -> Any:
         """A reader, to be used in a `with` statement."""
         try:
-            from rosbags.highlevel import AnyReader, AnyReaderError  # only bags need it
+            from rosbags.highlevel import AnyReader  # only bags need it
             from rosbags.typesys import Stores, get_typestore
         except ImportError as error:
             raise InputError(
@@ -279,16 +299,21 @@ class BagSource:
             reader = AnyReader([self._path], default_typestore=store)
             reader.open()
             reader.close()
-        except (AnyReaderError, OSError, ValueError) as error:
+        except Exception as error:  # as in `_records`
             raise InputError(
-                f"{self._path} cannot be read as a bag ({error}): pass the folder of a rosbag2 "
-                "recording or its .mcap or .db3 file."
+                f"{self._path} cannot be read as a bag ({_words(error)}): pass the folder of a "
+                "rosbag2 recording or its .mcap or .db3 file."
             ) from error
         return reader
 
 
 def _ends_with(topic: str, ends: Sequence[str]) -> bool:
     return any(topic == end or topic.endswith(f"/{end}") for end in ends)
+
+
+def _words(error: Exception) -> str:
+    """An error in one line, with its kind where it says little."""
+    return " ".join(f"{type(error).__name__} {error}".split())
 
 
 def _unpacked(reader: Any, connection: Any, data: bytes) -> Any | None:

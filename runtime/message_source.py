@@ -31,6 +31,10 @@ class MessageSource(Protocol):
     def scenes(self) -> tuple[str, ...]:
         """Its parts, in the order of their time; each has its own rig and its own clock."""
 
+    @property
+    def damage(self) -> str | None:
+        """Why reading ended before the recording did, as far as it has been read; or None."""
+
     def calibration(self, scene: str) -> Calibration:
         """The rig of a scene.
 
@@ -57,6 +61,11 @@ class NuScenesSource:
     def scenes(self) -> tuple[str, ...]:
         """The log's."""
         return self._log.scenes
+
+    @property
+    def damage(self) -> str | None:
+        """None: a file that is lost is one `MissingFile`."""
+        return None
 
     def calibration(self, scene: str) -> Calibration:
         """See `MessageSource`."""

@@ -1,10 +1,14 @@
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.highlevel import AnyReader
+from rosbags.rosbag2 import ReaderError, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from perception.data.nuscenes_log import MissingFile
@@ -180,6 +184,59 @@ def test_another_clock_is_moved_and_compressed_pictures_and_named_topics_are_rea
     assert abs(int(first.message.rgb[4, 4, 0]) - 100) <= 2
     assert first.message.T_global_ego is None
     assert LIDAR not in {getattr(a.message, "camera", None) for a in (first, second)}
+
+
+def test_one_old_message_moves_no_clock(tmp_path: Path) -> None:
+    # a cloud that a late subscriber was sent: an hour old, the first in the bag
+    hour_ms = 3_600_000
+    images = [("/bev/image0", hour_ms + ms + 5, image(hour_ms + ms)) for ms in (10, 20, 30)]
+    entries = [("/bev/pointcloud", hour_ms, cloud(0)), *images]
+    path = write_bag(tmp_path / "bag", entries, StoragePlugin.MCAP)
+    arrivals = list(BagSource(path, cameras=("CAM_FRONT",)).arrivals("bag"))
+    delays_ms = [(a.now_ns - a.message.stamp_ns) // MS for a in arrivals]
+    assert delays_ms == [hour_ms, 5, 5, 5]
+
+
+def test_a_damaged_bag_is_one_sentence_or_gives_what_can_be_read(tmp_path: Path) -> None:
+    entries = [("/bev/image0", ms, image(ms)) for ms in range(0, 1000, 10)]
+    random = np.random.default_rng(0)
+    ends = []
+    for plugin in (StoragePlugin.MCAP, StoragePlugin.SQLITE3):
+        bag = write_bag(tmp_path / plugin.name, entries, plugin)
+        (file,) = (path for path in bag.iterdir() if path.suffix != ".yaml")
+        whole = np.frombuffer(file.read_bytes(), np.uint8)
+        for _ in range(12):
+            damaged, at = whole.copy(), random.integers(len(whole), size=10)
+            damaged[at] ^= np.uint8(1) << random.integers(8, size=10, dtype=np.uint8)
+            file.write_bytes(damaged.tobytes())
+            try:
+                source = BagSource(bag, cameras=("CAM_FRONT",))
+                num = len(list(source.arrivals(plugin.name)))
+            except InputError as error:
+                ends.append("refused" if "cannot be read as a bag (" in str(error) else str(error))
+            else:
+                assert num <= len(entries)
+                ends.append("whole" if source.damage is None else "early")
+    assert set(ends) == {"refused", "early", "whole"}
+
+
+@pytest.mark.parametrize("error", [ReaderError("broken\nchunk"), MemoryError(), KeyError(7)])
+def test_what_was_read_before_the_damage_counts_and_the_reason_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def damaged(*arguments: Any, **named: Any) -> Iterator[Any]:
+        yield from itertools.islice(messages(*arguments, **named), 2)
+        raise error
+
+    messages = AnyReader.messages
+    path = write_bag(tmp_path / "bag", [("/bev/image0", ms, image(ms)) for ms in range(4)],
+                     StoragePlugin.MCAP)  # fmt: skip
+    source = BagSource(path, cameras=("CAM_FRONT",))
+    assert (len(list(source.arrivals("bag"))), source.damage) == (4, None)
+    monkeypatch.setattr(AnyReader, "messages", damaged)
+    assert len(list(source.arrivals("bag"))) == 2
+    assert f"cannot be read on: {type(error).__name__}" in source.damage
+    assert "\n" not in source.damage
 
 
 def test_a_recorders_small_delay_is_kept_and_a_given_rig_goes_first(tmp_path: Path) -> None:
