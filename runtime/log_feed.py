@@ -17,6 +17,7 @@ from perception.messages import SensorFrame
 from runtime.latency import LatencyRecorder
 from runtime.message_source import Arrival, MessageSource, sensor_of
 from runtime.replay_faults import FaultPlan, with_faults
+from runtime.sensor_times import SensorTimes
 from runtime.synchronizer import Synchronizer, SynchronizerConfig
 
 READ_AHEAD = 24
@@ -79,7 +80,8 @@ class LogFeed:
         """Frames never given out, by reason."""
         self.faults: Counter[str] = Counter()
         """What was done to messages, as "SENSOR: kind"."""
-        self.synchronizer_counters: Counter[str] = Counter()
+        self.sensor_times = SensorTimes()
+        """Gets every message of the recording."""
         self.held_back_s = 0.0
         """How long the clock stood still because decoding was slower than the log [s]."""
         self._source = source
@@ -87,6 +89,13 @@ class LogFeed:
         self._config = config
         self._recorder = recorder
         self._plan = faults or FaultPlan()
+        self._counters: list[Counter[str]] = []
+        """Each scene's synchronizer's."""
+
+    @property
+    def synchronizer_counters(self) -> Counter[str]:
+        """What the synchronizers of all scenes so far have dropped, as "SENSOR: cause"."""
+        return sum(self._counters, Counter())
 
     def virtual(self) -> Iterator[FedFrame]:
         """Every frame, as fast as the caller takes them; the same ones in every run."""
@@ -99,7 +108,6 @@ class LogFeed:
                 last_ns = arrival.now_ns
             for frame in synchronizer.flush():
                 yield self._fed(scene, frame, last_ns or frame.stamp_ns)
-            self.synchronizer_counters += synchronizer.counters
 
     def paced(self, speed: float) -> Iterator[FedFrame]:
         """The newest frame whenever the caller asks; a frame that was overtaken is counted.
@@ -188,7 +196,6 @@ class LogFeed:
         for frame in pace.synchronizer.flush():
             self._give(newest, pace, frame, pace.last_ns)
         newest.wait_until_fetched(stop)  # the next scene overtakes nothing of this one
-        self.synchronizer_counters += pace.synchronizer.counters
 
     def _give(
         self, newest: "_NewestFrame", pace: "_PacedScene", frame: SensorFrame, now_ns: int
@@ -197,7 +204,9 @@ class LogFeed:
         newest.put(self._fed(pace.scene, frame, now_ns, stamp_s, complete_s))
 
     def _synchronizer(self, scene: str) -> Synchronizer:
-        return Synchronizer(self._config, self._source.calibration(scene))
+        synchronizer = Synchronizer(self._config, self._source.calibration(scene))
+        self._counters.append(synchronizer.counters)
+        return synchronizer
 
     def _steps(
         self,
@@ -241,8 +250,10 @@ class LogFeed:
             arrival = next(arrivals, None)
             if arrival is None:
                 return
-            if not isinstance(arrival.message, MissingFile | None):
+            message = arrival.message
+            if not isinstance(message, MissingFile | None):
                 self._recorder.add("decode", (time.perf_counter() - start) * 1e3)
+                self.sensor_times.add_message(scene, sensor_of(message), message.stamp_ns)
             yield arrival
 
     def _fed(

@@ -11,38 +11,39 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from perception import atomic_file
-from perception.bundle import GOLDEN_FILE, Bundle, load_bundle
-from perception.data.nuscenes_log import NuScenesLog
+from perception.bundle import load_bundle
 from perception.errors import InputError, run_command
 from perception.messages import PerceptionResult, SensorFrame
 from perception.provenance import environment
 from runtime import golden, replay_options, replay_report
-from runtime.bag_feed import BagSource
-from runtime.budgets import judge, read_budgets
-from runtime.calibration_file import read_calibration, write_calibration
-from runtime.engines.selection import open_engine
+from runtime.budgets import Budgets, judge, read_budgets
+from runtime.calibration_file import write_calibration
 from runtime.ladder import Ladder
 from runtime.latency import LatencyRecorder
 from runtime.log_feed import FedFrame, LogFeed
-from runtime.message_source import MessageSource, NuScenesSource
-from runtime.output_times import OutputTimes
+from runtime.message_source import MessageSource
+from runtime.output_times import OutputTimes, processing_ms
 from runtime.pipeline import Pipeline
-from runtime.replay_faults import FaultPlan, parse_fault
-from runtime.self_test import self_test
+from runtime.replay_faults import FaultPlan
+from runtime.replay_setup import fault_plan, open_model, open_source
 from runtime.synchronizer import SynchronizerConfig
 
 REPORT_FILE = "replay.json"
 PAGE_FILE = "replay.md"
 PICTURE_FILE = "latency.png"
 DETECTIONS_FILE = "detections.json"
-FORMAT_VERSION = 2
-"""Of the report. 2: bundles, modes, faults, environment."""
+FORMAT_VERSION = 3
+"""Of the report. 3: sensors, ended_early."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C. Source: 128 + SIGINT, as shells give it."""
 
 MAX_NAMED_FILES = 100
 """Missing files named in the report, so that it stays readable."""
@@ -50,13 +51,10 @@ MAX_NAMED_FILES = 100
 
 @runtime_checkable
 class FrameSink(Protocol):
-    """Something that keeps frames and their results, e.g. a video."""
+    """Something that keeps frames and their results, e.g. a video; `close` finishes its file."""
 
     def add(self, scene: str, frame: SensorFrame, result: PerceptionResult) -> None:
         """Take one frame."""
-
-    def close(self) -> None:
-        """Finish the file; without it there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +98,11 @@ class Replay:
             source: The recording.
             scenes: Which scenes, in this order.
             config: How.
-            sinks: Get each frame with its result; the time that they take is in no latency.
+            sinks: Get each frame with its result; the time that they take is in no latency. Who
+                opened them closes them.
         """
+        self.was_interrupted = False
+        """Whether it ended by Ctrl-C."""
         self._pipeline = pipeline
         self._source = source
         self._scenes = tuple(scenes)
@@ -128,16 +129,17 @@ class Replay:
         self._environment = environment()
 
     def run(self) -> None:
-        """Replay all scenes."""
+        """Replay all scenes; Ctrl-C ends it, and what was replayed until then counts."""
         speed = self._config.speed
-        self._warm_up_ms = self._pipeline.warm_up()
-        for fed in self._feed.paced(speed) if speed > 0 else self._feed.virtual():
-            start_s = time.perf_counter()
-            result = self._pipeline.process(fed.frame)
-            self._times.add(fed, result, start_s)
-            self._keep(fed, result)
-        for sink in self._sinks:
-            sink.close()
+        try:
+            self._warm_up_ms = self._pipeline.warm_up()
+            for fed in self._feed.paced(speed) if speed > 0 else self._feed.virtual():
+                start_s = time.perf_counter()
+                result = self._pipeline.process(fed.frame)
+                self._times.add(fed, result, start_s)
+                self._keep(fed, result)
+        except KeyboardInterrupt:
+            self.was_interrupted = True
         if sys.stderr.isatty():
             sys.stderr.write("\n")
 
@@ -162,6 +164,10 @@ class Replay:
             "engine": self._pipeline.engine.description,
             "log": self._source.description,
             "scenes": list(self._scenes),
+            "ended_early": [
+                *(["interrupted"] if self.was_interrupted else []),
+                *([self._source.damage] if self._source.damage is not None else []),
+            ],
             "clock": "wall" if self._config.speed > 0 else "virtual",
             "speed": self._config.speed,
             "period_ms": self._config.period_ms,
@@ -177,6 +183,7 @@ class Replay:
             "frames_by_mode": dict(Counter(self._modes).most_common()),
             "mode_switches": switches,
             "frames_without": dict(sorted(self._sensors_missing.items())),
+            "sensors": feed.sensor_times.table(),
             "synchronizer": dict(sorted(feed.synchronizer_counters.items())),
             "pipeline": dict(sorted(self._pipeline.counters.items())),
             "clock_held_back_s": feed.held_back_s,
@@ -207,12 +214,7 @@ class Replay:
         Raises:
             InputError: The folder cannot be made or written, or matplotlib is missing.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"Cannot make {folder}: {error.strerror}; check its parent."
-            ) from error
+        replay_report.make_folder(folder)
         report = self.report()
         atomic_file.write_text(folder / DETECTIONS_FILE, self.detections_text())
         atomic_file.write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
@@ -227,13 +229,14 @@ class Replay:
         self._num_incomplete += len(result.sensors_used) < len(self._sensors)
         self._bundles_used[result.bundle_digest] += 1
         self._modes.append(result.mode)
+        self._feed.sensor_times.add_frame(fed.frame)
         self._records.append(golden.frame_record(fed.scene, result))
         for sink in self._sinks:
             sink.add(fed.scene, fed.frame, result)
         self._show(fed.scene, result)
 
     def _show(self, scene: str, result: PerceptionResult) -> None:
-        total_ms = sum(ms for stage, ms in result.stage_ms.items() if "/" not in stage)
+        total_ms = processing_ms(result)
         if self._config.verbose:
             missing = "; ".join(f"{name}: {why}" for name, why in result.sensors_missing.items())
             sys.stdout.write(
@@ -250,133 +253,112 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line, see `--help`.
 
     Returns:
-        1 if the detections are not the accepted ones or a budget is exceeded, else 0.
+        1 if the detections are not the accepted ones or a budget is exceeded, 130 if the replay was
+        interrupted, else 0.
     """
     options = replay_options.parse(arguments, (__doc__ or "").splitlines()[0])
-    if options.accept and options.golden is None:
-        raise InputError("--accept is given without a file: add --golden FILE.")
     budgets = None if options.budget is None else read_budgets(options.budget)
+    accepted = _accepted(options)
     bundle = None if options.bundle is None else load_bundle(options.bundle)
-    source = _open_source(options, bundle)
-    scenes = tuple(options.scene or source.scenes)
+    source = open_source(options, bundle)
+    scenes = tuple(dict.fromkeys(options.scene or source.scenes))
     for scene in scenes:
         source.calibration(scene)  # an unknown scene is refused before anything is computed
     if options.write_calibration is not None:
         return _write_calibration(options.write_calibration, source, scenes)
     if bundle is None:
         raise InputError("no bundle given: pass the folder that export/to_onnx.py made.")
+    if options.mcap is not None:
+        _require_one_scene("--mcap", scenes)
+    if options.out is not None:
+        replay_report.make_folder(options.out)
     config = ReplayConfig(
         speed=options.speed,
         period_ms=options.period,
         score_threshold=options.score_threshold,
-        faults=_fault_plan(options),
+        faults=fault_plan(options),
         verbose=options.verbose,
     )
-    replay = Replay(_open_model(options, bundle), source, scenes, config, _open_sinks(options))
-    replay.run()
+    with _opened_sinks(options) as sinks:
+        replay = Replay(open_model(options, bundle), source, scenes, config, sinks)
+        replay.run()
     sys.stdout.write(replay.text())
     command = shlex.join(
         ["python", "runtime/replay.py", *(sys.argv[1:] if arguments is None else arguments)]
     )
-    verdicts, code = [], 0
-    if options.golden is not None:
-        verdict, code = _compare(options, replay.detections_text(), command)
-        verdicts.append(verdict)
-    if budgets is not None:
-        judged = judge(replay.report(), budgets)
-        verdicts.append(judged.text())
-        code = max(code, int(bool(judged.breaches)))
+    verdicts, code = _judged(replay, accepted, budgets, "" if options.accept else command)
     sys.stdout.write("".join(verdicts))
     if options.out is not None:
         replay.write(options.out, command, verdicts)
         sys.stdout.write(f"written to {options.out}\n")
+    if options.accept and not replay.was_interrupted:
+        golden.accept(options.golden, replay.detections_text())
+        sys.stdout.write(f"golden    accepted: {options.golden}\n")
     return code
 
 
-def _compare(options: argparse.Namespace, detections: str, command: str) -> tuple[str, int]:
-    """Verdict and exit code of the golden comparison."""
-    if options.accept:
-        before = (
-            golden.compare(options.golden, detections).text() if options.golden.exists() else ""
-        )
-        golden.accept(options.golden, detections)
-        return f"{before}golden    accepted: {options.golden}\n", 0
-    comparison = golden.compare(options.golden, detections)
-    if not comparison.differences:
-        return comparison.text(), 0
-    return f"{comparison.text()}to accept: {command} --accept\n", 1
+def _accepted(options: argparse.Namespace) -> golden.Record | None:
+    """The accepted detections, where there are any; `--accept` replaces what cannot be read."""
+    if options.golden is None:
+        return None
+    try:
+        return golden.read(options.golden)
+    except InputError:
+        if options.accept:
+            return None
+        raise
 
 
-def _open_source(options: argparse.Namespace, bundle: Bundle | None) -> MessageSource:
-    if options.log is not None:
-        return NuScenesSource(NuScenesLog(options.log, options.version))
-    if bundle is None:
-        raise InputError("no bundle given: pass it, its cameras are those of the bag's topics.")
-    return BagSource(
-        options.bag,
-        cameras=bundle.card.inputs.cameras,
-        calibration=None if options.calibration is None else read_calibration(options.calibration),
-        topics=dict(_named_topic(text) for text in options.topic or ()),
-        base_frame=options.base_frame,
-    )
+def _judged(
+    replay: Replay, accepted: golden.Record | None, budgets: Budgets | None, command: str
+) -> tuple[list[str], int]:
+    """Verdicts and exit code; no command: another result than the accepted one is meant."""
+    if replay.was_interrupted:
+        return ["interrupted: not compared and not judged\n"], INTERRUPTED
+    verdicts, code = [], 0
+    if accepted is not None:
+        comparison = golden.compare(accepted, replay.detections_text())
+        verdicts.append(comparison.text())
+        if comparison.differences and command:
+            verdicts[-1] += f"to accept: {command} --accept\n"
+            code = 1
+    if budgets is not None:
+        judged = judge(replay.report(), budgets)
+        verdicts.append(judged.text())
+        code = max(code, int(bool(judged.breaches)))
+    return verdicts, code
 
 
-def _named_topic(text: str) -> tuple[str, str]:
-    name, equals, topic = text.partition("=")
-    if not (name and equals and topic):
-        raise InputError(f"--topic got {text!r}, expected SENSOR=TOPIC.")
-    return name, topic
+@contextmanager
+def _opened_sinks(options: argparse.Namespace) -> Iterator[list[FrameSink]]:
+    """Sinks whose files are finished whatever happens while they are open."""
+    with ExitStack() as opened:
+        sinks: list[FrameSink] = []
+        if options.video is not None:
+            from runtime.writers.video_writer import VideoWriter  # their packages are optional
 
+            video = VideoWriter(options.video, fps=1000.0 / options.period)
+            sinks.append(opened.enter_context(closing(video)))
+        if options.mcap is not None:
+            from runtime.writers.mcap_writer import McapWriter
 
-def _fault_plan(options: argparse.Namespace) -> FaultPlan:
-    return FaultPlan(
-        script=tuple(parse_fault(line) for line in options.fault),
-        jitter_ms=options.jitter,
-        loss=options.loss,
-        bursts_per_minute=options.bursts,
-        seed=options.seed,
-    )
-
-
-def _open_model(options: argparse.Namespace, bundle: Bundle) -> Ladder:
-    def pipeline(bundle: Bundle) -> Pipeline:
-        engine = open_engine(bundle, options.engine, options.threads, options.bev_pool)
-        opened = Pipeline(bundle, engine=engine, score_threshold=options.score_threshold)
-        if GOLDEN_FILE in bundle.files:
-            sys.stdout.write(f"self-test {self_test(opened)}\n")
-        else:
-            sys.stdout.write(f"self-test none: {bundle.path} has no golden frame\n")
-        return opened
-
-    camera, lidar = (
-        None if path is None else pipeline(load_bundle(path))
-        for path in (options.camera_bundle, options.lidar_bundle)
-    )
-    return Ladder(pipeline(bundle), camera, lidar)
-
-
-def _open_sinks(options: argparse.Namespace) -> list[FrameSink]:
-    sinks: list[FrameSink] = []
-    if options.mcap is not None:
-        from runtime.writers.mcap_writer import McapWriter  # their packages are optional
-
-        sinks.append(McapWriter(options.mcap))
-    if options.video is not None:
-        from runtime.writers.video_writer import VideoWriter
-
-        sinks.append(VideoWriter(options.video, fps=1000.0 / options.period))
-    return sinks
+            sinks.append(opened.enter_context(closing(McapWriter(options.mcap))))
+        yield sinks
 
 
 def _write_calibration(path: Path, source: MessageSource, scenes: Sequence[str]) -> int:
-    if len(scenes) != 1:
-        raise InputError(
-            f"--write-calibration takes one scene's rig, got {len(scenes)} scenes: "
-            "add --scene NAME."
-        )
+    _require_one_scene("--write-calibration", scenes)
     write_calibration(path, source.calibration(scenes[0]))
     sys.stdout.write(f"calibration of {scenes[0]} written to {path}\n")
     return 0
+
+
+def _require_one_scene(option: str, scenes: Sequence[str]) -> None:
+    if len(scenes) != 1:
+        raise InputError(
+            f"{option} takes one scene, got {len(scenes)}, each with a clock and a rig of its own: "
+            "add --scene NAME."
+        )
 
 
 if __name__ == "__main__":

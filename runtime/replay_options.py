@@ -5,22 +5,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from perception.errors import InputError
 from runtime.engines.onnx_engine import BevPoolForm
 from runtime.engines.selection import EngineKind
 from runtime.replay_faults import SCRIPT_FORM
 
-NS_PER_MS = 1_000_000
+ONLY_FOR = {"--log": ("version",), "--bag": ("topic", "calibration", "base_frame")}
+"""Options that one kind of recording has and the other has not."""
 
 
 def parse(arguments: Sequence[str] | None, description: str) -> argparse.Namespace:
-    """Read the command line."""
+    """Read the command line.
+
+    Raises:
+        InputError: An option has nothing to act on.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("bundle", type=Path, nargs="?", help="folder made by export/to_onnx.py")
     _add_model(parser.add_argument_group("model"))
     _add_recording(parser.add_argument_group("recording"))
     _add_faults(parser.add_argument_group("faults, the same ones for the same seed"))
     _add_results(parser.add_argument_group("results"))
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    _refuse_ignored(options)
+    return options
+
+
+def _refuse_ignored(options: argparse.Namespace) -> None:
+    """Options that nothing would come of."""
+    kind, other = ("--bag", "--log") if options.log is None else ("--log", "--bag")
+    for name in ONLY_FOR[other]:
+        if getattr(options, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is for {other}, got it with {kind}: leave it out.")
+    if options.accept and options.golden is None:
+        raise InputError("--accept is given without a file: add --golden FILE.")
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
@@ -62,9 +81,7 @@ def _add_recording(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--calibration", type=Path, metavar="FILE", help="the bag's rig, see --write-calibration"
     )
-    group.add_argument(
-        "--base-frame", default="base_link", help="child frame of the bag's odometry"
-    )
+    group.add_argument("--base-frame", help="child frame of the bag's odometry, default base_link")
     group.add_argument(
         "--speed", type=float, default=1.0, help="1: as recorded; 0: every frame, virtual clock"
     )
@@ -96,7 +113,7 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--budget", type=Path, metavar="FILE", help="limits of time and drops; exit code 1 if over"
     )
-    group.add_argument("--mcap", type=Path, metavar="FILE", help="recording for Foxglove")
+    group.add_argument("--mcap", type=Path, metavar="FILE", help="one scene for Foxglove")
     group.add_argument("--video", type=Path, metavar="FILE", help=".mp4, or a folder for PNG")
     group.add_argument("--verbose", action="store_true", help="one line per frame")
     group.add_argument(

@@ -27,6 +27,8 @@ def text(report: Report, table: str) -> str:
     lines = [
         *(f"{name:<18}{value}" for name, value in _head(report)),
         "",
+        *_sensor_rows(report, "{:<18}{:>9}{:>9}{:>9}{:>9}"),
+        "",
         table.rstrip(),
         report["latency_meaning"],
         f"clock held back for decoding: {report['clock_held_back_s']:.3f} s",
@@ -64,6 +66,10 @@ def markdown(report: Report, command: str, verdicts: Sequence[str], picture: str
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in _head(report)),
             "",
+            "## Sensors: stamp minus frame's stamp [ms], rate [Hz]",
+            "",
+            *_sensor_rows(report, "| {} | {} | {} | {} | {} |", "|---|---:|---:|---:|---:|"),
+            "",
             "## Latency [ms]",
             "",
             "| stage | n | " + " | ".join(name[:-3] for name in STATISTICS) + " |",
@@ -77,6 +83,18 @@ def markdown(report: Report, command: str, verdicts: Sequence[str], picture: str
             *(line for verdict in verdicts for line in ("```text", verdict.rstrip(), "```", "")),
         ]
     )
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of a report, where there is none yet.
+
+    Raises:
+        InputError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Cannot make {path}: {error.strerror}; check its parent.") from error
 
 
 def save_histogram(path: Path, samples: Mapping[str, Sequence[float]], title: str) -> None:
@@ -144,6 +162,7 @@ def _head(report: Report) -> list[tuple[str, str]]:
         ("frames by bundle", ", ".join(bundles)),
         ("engine", f"{report['engine']}, warm-up {report['warm_up_ms']:.1f} ms"),
         ("log", f"{report['log']}: {', '.join(report['scenes'])}"),
+        *(("ended early", why) for why in report["ended_early"]),
         ("clock", f"{report['clock']}, a frame every {report['period_ms']:g} ms"),
         ("messages", _counts(report["messages"])),
         ("missing files", _counts(report["missing_files"])),
@@ -158,6 +177,19 @@ def _head(report: Report) -> list[tuple[str, str]]:
         ("without", _counts(report["frames_without"])),
         ("dropped messages", _counts(report["synchronizer"])),
         ("pipeline", _counts(report["pipeline"])),
+    ]
+
+
+def _sensor_rows(report: Report, row: str, rule: str | None = None) -> list[str]:
+    """Head and one line per sensor, and what stands between."""
+    head = row.format("sensor [ms]", "min", "median", "max", "Hz")
+    return [
+        head,
+        *([] if rule is None else [rule]),
+        *(
+            row.format(name, *("-" if n is None else f"{n:.1f}" for n in times.values()))
+            for name, times in report["sensors"].items()
+        ),
     ]
 
 

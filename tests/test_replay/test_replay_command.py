@@ -15,6 +15,7 @@ from toy_bundle import toy_card, write_toy_bundle
 from perception.data.nuscenes_log import NuScenesLog
 from perception.messages import CameraImage
 from perception.taxonomy import CAMERAS, LIDAR
+from runtime.budgets import STAGES
 from runtime.latency import LatencySummary
 from runtime.message_source import NuScenesSource
 
@@ -171,6 +172,7 @@ def test_wall_clock_latencies_and_drops_are_within_the_budget(
                "waiting for pipeline", "age of oldest sensor")  # fmt: skip
     for name in outputs:
         assert latency[name].count == report["frames_out"], name
+    assert latency.keys() == set(STAGES)
     assert latency["jitter"].count == report["frames_out"] - 1
     for times in latency.values():
         assert 0 <= times.p50_ms <= times.p95_ms <= times.p99_ms <= times.max_ms

@@ -5,15 +5,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
+from mcap.reader import make_reader
 from replay_command import run_cli
 from toy_frames import frame
 
 from perception.bundle import load_bundle, write_manifest
 from perception.errors import InputError
+from perception.messages import PerceptionResult, SensorFrame
 from perception.model_inputs import prepare_frame
 from perception.taxonomy import CAMERAS
-from runtime import replay
+from runtime import replay, replay_setup
+from runtime.message_source import NuScenesSource
 from runtime.pipeline import Pipeline
 from runtime.replay_faults import FaultPlan, parse_fault
 from runtime.self_test import write_golden
@@ -55,7 +59,7 @@ def test_the_options_of_a_bag_reach_it(
         taken.update(options, path=path)
         raise InputError("seen enough")
 
-    monkeypatch.setattr(replay, "BagSource", keep)
+    monkeypatch.setattr(replay_setup, "BagSource", keep)
     rig = tmp_path / "rig.json"
     run_cli("--log", small_log_root, "--scene", SCENE, "--write-calibration", rig)
     run_cli(
@@ -77,7 +81,7 @@ def test_the_options_of_the_engine_reach_it(
         taken.extend(options)
         raise InputError("seen enough")
 
-    monkeypatch.setattr(replay, "open_engine", keep)
+    monkeypatch.setattr(replay_setup, "open_engine", keep)
     run_cli(
         toy_bundle, "--log", small_log_root, "--engine", "onnx", "--threads", 3,
         "--bev-pool", "function",
@@ -140,3 +144,121 @@ def test_a_broken_comparison_stays_broken_though_the_budget_is_kept(
     assert done.returncode == 0
     assert "golden    accepted" in done.stdout
     assert run_cli(*run, "--fault", "CAM_FRONT:dead:0-9").returncode == 0
+
+
+@pytest.fixture
+def short_run(toy_bundle: Path, small_log_root: Path) -> list[object]:
+    """Three frames of one scene."""
+    run = [toy_bundle, "--log", small_log_root, "--scene", SCENE]
+    return [*run, "--speed", 0, "--period", 600, "--threads", 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "cannot be read"), ("{", "cannot be read"), ("[]", "format None"),
+                        ('{"format_version": 1}', "format 1")],
+)  # fmt: skip
+def test_an_unusable_golden_file_is_refused_before_the_run_and_replaced_by_accept(
+    short_run: list[object], tmp_path: Path, text: str | None, words: str
+) -> None:
+    accepted = tmp_path / "golden.json"
+    if text is not None:
+        accepted.write_text(text)
+    run = [*short_run, "--golden", accepted]
+    refused = run_cli(*run)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert words in refused.stderr
+    assert "--accept" in refused.stderr
+    assert run_cli(*run, "--accept").returncode == 0
+    assert run_cli(*run).returncode == 0
+
+
+def test_a_report_is_written_though_nothing_can_be_accepted(
+    short_run: list[object], tmp_path: Path
+) -> None:
+    run = [*short_run, "--golden", tmp_path / "golden.json", "--accept", "--out", tmp_path / "out"]
+    done = run_cli(*run, "--score-threshold", 1.0)
+    assert done.returncode == 2
+    assert "without a box" in done.stderr
+    assert json.loads((tmp_path / "out" / "replay.json").read_text())["frames_out"] == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (InputError("gone"), 2)]
+)  # fmt: skip
+def test_what_was_replayed_before_an_interruption_or_an_error_can_be_seen(
+    short_run: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    error: BaseException, code: int,
+) -> None:  # fmt: skip
+    def failing(self: Pipeline, frame: SensorFrame) -> PerceptionResult:
+        if self.counters["frames"] == 2:
+            raise error
+        return process(self, frame)
+
+    process = Pipeline.process
+    monkeypatch.setattr(Pipeline, "process", failing)
+    (tmp_path / "golden.json").write_text("kept")
+    done = run_cli(
+        *short_run, "--mcap", tmp_path / "drive.mcap", "--video", tmp_path / "drive.mp4",
+        "--out", tmp_path / "out", "--golden", tmp_path / "golden.json", "--accept",
+    )  # fmt: skip
+    assert done.returncode == code
+    with (tmp_path / "drive.mcap").open("rb") as file:
+        assert len(list(make_reader(file).iter_messages(topics=["/status"]))) == 2
+    video = cv2.VideoCapture(str(tmp_path / "drive.mp4"))
+    assert sum(iter(lambda: video.read()[0], False)) == 2
+    assert not list(tmp_path.glob(".*"))
+    assert (tmp_path / "golden.json").read_text() == "kept"
+    if code == 130:
+        report = json.loads((tmp_path / "out" / "replay.json").read_text())
+        assert (report["ended_early"], report["frames_out"]) == (["interrupted"], 2)
+        assert report["messages"]
+        assert "interrupted: not compared" in done.stdout
+
+
+def test_a_recording_that_ends_early_says_so_in_the_report(
+    short_run: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NuScenesSource, "damage", "log cannot be read on: disk gone")
+    done = run_cli(*short_run)
+    assert done.returncode == 0
+    assert "ended early       log cannot be read on: disk gone" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--log", "LOG", "--calibration", "rig.json"), "--calibration is for --bag"),
+        (("--log", "LOG", "--topic", "CAM_FRONT=/left"), "--topic is for --bag"),
+        (("--log", "LOG", "--base-frame", "car"), "--base-frame is for --bag"),
+        (("--bag", "drive.mcap", "--version", "v1.0-mini"), "--version is for --log"),
+        (("--log", "LOG", "--accept"), "add --golden FILE"),
+        (("--log", "LOG", "--mcap", "TMP/a.mcap"), "--mcap takes one scene, got 2"),
+        (("--log", "LOG", "--scene", SCENE, "--mcap", "TMP/a.mcap", "--video", "TMP/a.avi"),
+         "expected .mp4"),
+        (("--log", "LOG", "--out", "/dev/null/x"), "Cannot make"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_refused_before_anything_is_computed(
+    toy_bundle: Path, small_log_root: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    names = {"LOG": str(small_log_root), "TMP/": f"{tmp_path}/"}
+    for name, path in names.items():
+        arguments = tuple(argument.replace(name, path) for argument in arguments)
+    done = run_cli(toy_bundle, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scene_that_is_named_twice_is_replayed_once(
+    short_run: list[object], tmp_path: Path
+) -> None:
+    done = run_cli(*short_run, "--scene", SCENE, SCENE, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "replay.json").read_text())
+    assert (report["scenes"], report["frames_out"]) == ([SCENE], 3)
+    # keyframes of the small log: images each 100 ms, sweeps each 50 ms, as far apart as in nuScenes
+    assert report["sensors"]["LIDAR_TOP"]["rate_hz"] == pytest.approx(20.0)
+    assert report["sensors"]["CAM_FRONT"]["rate_hz"] == pytest.approx(10.0)
+    assert "## Sensors" in (tmp_path / "replay.md").read_text()

@@ -18,6 +18,13 @@ REPORT: dict[str, Any] = {
     "frames_in": 5, "frames_out": 4, "frames_dropped": {"overtaken": 1}, "frames_incomplete": 2,
     "frames_by_sensors_used": {}, "frames_by_mode": {"fusion": 4}, "mode_switches": 3,
     "frames_without": {"CAM_BACK": 2}, "synchronizer": {"CAM_BACK: late": 6}, "pipeline": {},
+    "ended_early": ["bag cannot be read on"],
+    "sensors": {
+        "CAM_BACK": {"offset_min_ms": -43.2, "offset_median_ms": -10.4, "offset_max_ms": 2.04,
+                     "rate_hz": 11.96},
+        "LIDAR_TOP": {"offset_min_ms": 0.0, "offset_median_ms": 0.0, "offset_max_ms": 0.0,
+                      "rate_hz": None},
+    },
     "latency": LATENCY, "latency_meaning": "meaning", "clock_held_back_s": 0.5,
     "environment": {"cpu_count": 2, "processor": "P", "commit": "c", "date_utc": "d"},
 }  # fmt: skip
@@ -36,6 +43,8 @@ def test_the_page_has_each_time_under_its_name_and_every_verdict() -> None:
             assert float(cells[name]) == times[f"{name}_ms"]
     for words in (
         "5 in, 4 out, dropped: overtaken 1; 2 incomplete", "fusion 4; 3 switches",
+        "| ended early | bag cannot be read on |", "| sensor [ms] | min | median | max | Hz |",
+        "| CAM_BACK | -43.2 | -10.4 | 2.0 | 12.0 |", "| LIDAR_TOP | 0.0 | 0.0 | 0.0 | - |",
         "CAM_BACK: late 6", "`the command`", "golden equal", "](latency.png)",
     ):  # fmt: skip
         assert words in page
