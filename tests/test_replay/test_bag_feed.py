@@ -302,7 +302,7 @@ def test_what_cannot_be_used_comes_with_its_reason_and_moves_no_clock(tmp_path: 
     assert [(a.message.sensor, a.message.reason) for a in unusable] == [
         ("CAM_FRONT", "stamp_zero"), ("CAM_FRONT", "frame_empty"), ("odometry", "child_frame"),
     ]  # fmt: skip
-    # recorded an hour late: all are moved by what the first usable stamp says
+    # recorded an hour late: all are moved by what the usable stamps say
     assert [(a.now_ns - START_NS) // MS for a in (*unusable, last)] == [0, 10, 20, 30]
     assert isinstance(last.message, CameraImage)
 
