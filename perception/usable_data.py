@@ -9,11 +9,18 @@ from jaxtyping import Float32, Float64
 from perception.geometry import pillars, rigid
 from perception.geometry.lidar_points import occupied_cells, sweep_to_ego
 from perception.input_spec import InputSpec
-from perception.messages import LidarSweep, SensorFrame
+from perception.messages import LidarSweep, SensorFrame, SensorMessage
+from perception.rig_faults import MAX_POSITION, intrinsics_fault
 from perception.taxonomy import LIDAR
 
 FIRST_POINTS = 1024
 """Points of a sweep that are looked at first. Source: ours."""
+
+
+def is_pose(T: Float64[np.ndarray, "..."] | None) -> bool:
+    """Whether a transform is given, with finite numbers that can be metres."""
+    # false for NaN, too
+    return T is not None and T.shape == (4, 4) and bool(np.abs(T).max() <= MAX_POSITION)
 
 
 def motion(
@@ -21,7 +28,7 @@ def motion(
     T_global_ego_then: Float64[np.ndarray, "4 4"] | None,
 ) -> Float64[np.ndarray, "4 4"]:
     """`T_ego_now_ego_then`; identity where a pose is not known: the car is taken to stand."""
-    if T_global_ego_now is None or T_global_ego_then is None:
+    if T_global_ego_now is None or T_global_ego_then is None or not is_pose(T_global_ego_now):
         return np.eye(4)
     return rigid.inverse(T_global_ego_now) @ T_global_ego_then
 
@@ -33,13 +40,14 @@ def usable_sweeps(frame: SensorFrame, spec: InputSpec) -> tuple[LidarSweep, ...]
     """
     if lidar_fault(frame, spec) is not None:
         return ()
-    if frame.T_global_ego is None or frame.sweeps[0].T_global_ego is None:
+    if not is_pose(frame.T_global_ego) or frame.sweeps[0].T_global_ego is None:
         return frame.sweeps[:1]
     recent = (
         sweep
         for sweep in frame.sweeps
         if frame.stamp_ns - sweep.stamp_ns <= spec.pillars.max_sweep_age * 1e9
-        and sweep.T_global_ego is not None
+        and is_pose(sweep.T_global_ego)
+        and _is_points(sweep.points_lidar)
     )
     return tuple(recent)[: spec.pillars.num_sweeps]
 
@@ -103,7 +111,11 @@ def camera_fault(frame: SensorFrame, camera: str, spec: InputSpec) -> str | None
         spec.image.A_img_aug_img(width, height)
     except ValueError as error:
         return str(error)
-    return _age_fault(image.stamp_ns, frame, spec)
+    if fault := intrinsics_fault(calibration.K_cam, width, height):
+        return f"K_cam {fault[1]}"
+    if not is_pose(calibration.T_ego_cam):
+        return "T_ego_cam is no finite pose"
+    return _message_fault(image, frame, spec)
 
 
 def lidar_fault(frame: SensorFrame, spec: InputSpec) -> str | None:
@@ -113,10 +125,21 @@ def lidar_fault(frame: SensorFrame, spec: InputSpec) -> str | None:
     """
     if not frame.sweeps:
         return "no data"
-    fault = _age_fault(frame.sweeps[0].stamp_ns, frame, spec)
+    newest = frame.sweeps[0]
+    if not _is_points(newest.points_lidar):
+        return f"points are {newest.points_lidar.dtype} of shape {newest.points_lidar.shape}"
+    if not is_pose(frame.calibration.T_ego_lidar):
+        return "T_ego_lidar is no finite pose"
+    fault = _message_fault(newest, frame, spec)
     if fault is None and not _has_usable_point(frame, spec):
         return "no usable point"
     return fault
+
+
+def _is_points(points_lidar: np.ndarray) -> bool:
+    return (
+        points_lidar.ndim == 2 and points_lidar.shape[0] == 4 and (points_lidar.dtype == np.float32)
+    )
 
 
 def _has_usable_point(frame: SensorFrame, spec: InputSpec) -> bool:
@@ -131,8 +154,11 @@ def _has_usable_point(frame: SensorFrame, spec: InputSpec) -> bool:
     return False
 
 
-def _age_fault(stamp_ns: int, frame: SensorFrame, spec: InputSpec) -> str | None:
-    age = (frame.stamp_ns - stamp_ns) * 1e-9
+def _message_fault(message: SensorMessage, frame: SensorFrame, spec: InputSpec) -> str | None:
+    """What is wrong with a message's pose or age."""
+    if message.T_global_ego is not None and not is_pose(message.T_global_ego):
+        return "T_global_ego is no finite pose"
+    age = (frame.stamp_ns - message.stamp_ns) * 1e-9
     if abs(age) <= spec.max_sensor_age:
         return None
     kind = "old" if age > 0 else "ahead"

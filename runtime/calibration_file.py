@@ -1,7 +1,6 @@
 """The rig as a small JSON file: what a car without a recorded log starts from."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +9,10 @@ import numpy as np
 from perception import atomic_file, json_codec
 from perception.errors import InputError
 from perception.messages import Calibration, CameraCalibration
+from perception.rig_faults import MAX_MOUNTING, intrinsics_fault, transform_fault
 
 FORMAT_VERSION = 1
 """Raised when an older runtime could misread a newer file."""
-
-ORTHONORMAL_TOLERANCE = 1e-3
-"""How far R R^T may be from the identity. Source: ours; the same as for quaternions in
-`perception.geometry.rigid`."""
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -65,8 +61,8 @@ def read_calibration(path: Path) -> Calibration:
     """Read a rig and check it.
 
     Raises:
-        InputError: The file is absent or no calibration, or a number in it cannot be right: not
-            finite, a rotation that is not orthonormal, a focal length that is not positive.
+        InputError: The file is absent or no calibration, or a number in it cannot be right (see
+            `perception.rig_faults`).
     """
     try:
         text = path.read_text()
@@ -84,20 +80,21 @@ def read_calibration(path: Path) -> Calibration:
         )
     cameras = {
         name: CameraCalibration(
-            K_cam=_intrinsics(entry.K_cam, f"{path}: K_cam of {name}"),
-            T_ego_cam=_transform(entry.T_ego_cam, f"{path}: T_ego_cam of {name}"),
-            width_px=_size(entry.width_px, f"{path}: width_px of {name}"),
-            height_px=_size(entry.height_px, f"{path}: height_px of {name}"),
+            K_cam=_matrix(entry.K_cam, 3, f"{path}: K_cam of {name}"),
+            T_ego_cam=_matrix(entry.T_ego_cam, 4, f"{path}: T_ego_cam of {name}"),
+            width_px=entry.width_px,
+            height_px=entry.height_px,
         )
         for name, entry in file.cameras.items()
     }
-    return Calibration(
-        cameras=cameras, T_ego_lidar=_transform(file.T_ego_lidar, f"{path}: T_ego_lidar")
-    )
+    T_ego_lidar = _matrix(file.T_ego_lidar, 4, f"{path}: T_ego_lidar")
+    calibration = Calibration(cameras=cameras, T_ego_lidar=T_ego_lidar)
+    check_calibration(calibration, str(path))
+    return calibration
 
 
 def check_calibration(calibration: Calibration, where: str) -> None:
-    """Look at a rig that comes from elsewhere as `read_calibration` looks at a file's.
+    """Refuse a rig that cannot be right, wherever it comes from.
 
     Args:
         calibration: The rig.
@@ -106,58 +103,27 @@ def check_calibration(calibration: Calibration, where: str) -> None:
     Raises:
         InputError: As `read_calibration`.
     """
-    _transform(calibration.T_ego_lidar, f"{where}: T_ego_lidar")
+    faults = {"T_ego_lidar": transform_fault(calibration.T_ego_lidar, MAX_MOUNTING)}
     for name, camera in calibration.cameras.items():
-        _intrinsics(camera.K_cam, f"{where}: K_cam of {name}")
-        _transform(camera.T_ego_cam, f"{where}: T_ego_cam of {name}")
-        _size(camera.width_px, f"{where}: width_px of {name}")
-        _size(camera.height_px, f"{where}: height_px of {name}")
+        size = {"width_px": camera.width_px, "height_px": camera.height_px}
+        for what, value in size.items():
+            if value < 1:
+                faults[f"{what} of {name}"] = f"is {value}, expected 1 or more"
+        fault = intrinsics_fault(camera.K_cam, *size.values())
+        faults[f"K_cam of {name}"] = None if fault is None else fault[1]
+        faults[f"T_ego_cam of {name}"] = transform_fault(camera.T_ego_cam, MAX_MOUNTING)
+    for what, text in faults.items():
+        if text is not None:
+            raise InputError(f"{where}: {what} {text}: calibrate again.")
 
 
 def _rows(matrix: np.ndarray) -> Matrix:
     return tuple(tuple(float(value) for value in row) for row in matrix)
 
 
-def _matrix(rows: Sequence[Sequence[float]] | np.ndarray, size: int, where: str) -> np.ndarray:
+def _matrix(rows: Matrix, size: int, where: str) -> np.ndarray:
     if len(rows) != size or any(len(row) != size for row in rows):
         raise InputError(
             f"{where} has rows of {[len(row) for row in rows]} values, expected {size} x {size}."
         )
-    matrix = np.array(rows, dtype=np.float64)
-    if not np.isfinite(matrix).all():
-        raise InputError(f"{where} holds a number that is not finite: calibrate again.")
-    return matrix
-
-
-def _transform(rows: Sequence[Sequence[float]] | np.ndarray, where: str) -> np.ndarray:
-    T = _matrix(rows, 4, where)
-    R = T[:3, :3]
-    with np.errstate(over="ignore", invalid="ignore"):  # numbers near 1e308
-        error = float(np.abs(R @ R.T - np.eye(3)).max())
-    orthonormal = error <= ORTHONORMAL_TOLERANCE  # false for NaN too
-    if not orthonormal or np.linalg.det(R) < 0 or (T[3] != (0, 0, 0, 1)).any():
-        raise InputError(
-            f"{where} is no rigid transform (R R^T differs from 1 by {error:.2g}, det R = "
-            f"{np.linalg.det(R):.3g}, last row {T[3].tolist()}): expected a rotation, a "
-            "translation and 0 0 0 1."
-        )
-    return T
-
-
-def _intrinsics(rows: Sequence[Sequence[float]] | np.ndarray, where: str) -> np.ndarray:
-    K = _matrix(rows, 3, where)
-    if K[0, 0] <= 0 or K[1, 1] <= 0:
-        raise InputError(
-            f"{where} has focal lengths {K[0, 0]} and {K[1, 1]} px, expected positive ones."
-        )
-    if K[1, 0] != 0 or (K[2] != (0, 0, 1)).any():
-        raise InputError(
-            f"{where} is {K.tolist()}, expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]]."
-        )
-    return K
-
-
-def _size(value: int, where: str) -> int:
-    if value < 1:
-        raise InputError(f"{where} is {value}, expected 1 or more.")
-    return value
+    return np.array(rows, dtype=np.float64)

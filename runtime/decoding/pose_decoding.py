@@ -7,6 +7,12 @@ from typing import Any
 import numpy as np
 
 from perception.geometry.rigid import transform_from_quaternion
+from perception.rig_faults import (
+    MAX_POSITION,
+    ROTATION_TOLERANCE,
+    intrinsics_fault,
+    rotation_error,
+)
 from runtime.decoding.message_header import ConversionError, to_frame_id
 
 PIXEL_CENTER_SHIFT = 0.5
@@ -22,47 +28,35 @@ _DISTORTION = {
 """Model -> possible numbers of coefficients. Source: sensor_msgs/distortion_models.hpp; none at all
 is how many drivers say "rectified"."""
 
-_BELOW = (0.0, 0.0, 0.0, 1.0)
-"""What is below the diagonal of a camera matrix, and its last element."""
-
-FOCAL_LENGTHS_PX = (1.0, 1e6)
-"""Focal lengths outside are damage [px]. Source: ours; a fisheye has some hundred, a telephoto lens
-some ten thousand."""
-
-SAME_ROTATION = 1e-3
-"""How far R'R may be from one. Source: ours; matrices in single precision pass."""
+RECTIFIED_ANGLE = 1e-3
+"""Largest turn of the rectified camera against the sensor [rad]. Source: ours; one pixel at a focal
+length of 1000, while the turn of a stereo pair is some ten times that."""
 
 MAX_TRANSFORMS = 1000
 """Most transforms of one message. Source: ours; cars have some dozens."""
 
-MAX_TRANSLATION = 1e7
-"""Positions beyond this are damage [m]. Source: ours; UTM northings stay below."""
-
 
 def to_intrinsics(info: Any, notices: Counter[str] | None = None) -> tuple[np.ndarray, int, int]:
-    """`K_cam` [px] (first pixel's centre at 0.5), width and height of a camera's images.
+    """`K_cam` [px] (first pixel's centre at 0.5), width and height of a camera's rectified images.
 
-    Binning and a region are applied: the numbers are those of the images that are sent. Distortion
-    is checked but not used: images are expected rectified.
+    The camera matrix is that of `p`, which belongs to the rectified picture; where `p` is not
+    filled in, `k`, which is the same for a camera without distortion. Binning and a region are
+    applied: the numbers are those of the images that are sent. Distortion is checked but not used.
+    Rectification that turns the camera (`r`) is refused: the pose that is known is the sensor's.
 
     Args:
         info: sensor_msgs/CameraInfo.
         notices: Counts what was accepted although it needs a look: "distortion" (coefficients that
-            are not zero), "p_differs" (p is not k's).
+            are not zero), "p_differs" (p is not k's, and p is used).
 
     Raises:
-        ConversionError: uncalibrated, intrinsics, focal_length (outside `FOCAL_LENGTHS_PX`), skew
-            (beyond the focal length), principal_point, size_zero, region, binning,
-            distortion_model, distortion_length, rectification.
+        ConversionError: uncalibrated, intrinsics, focal_length, principal_point, size_zero, region,
+            binning, distortion_model, distortion_length, rectification, rectification_turns.
     """
     notices = Counter() if notices is None else notices
-    K_cam = _checked_matrix(info)
+    K_cam = _checked_matrix(info, notices)
     _check_distortion(info, notices)
-    projection = np.array(info.p, np.float64)
-    if projection.any() and not np.allclose(
-        projection.reshape(3, 4)[:, :3], K_cam, rtol=1e-6, atol=1e-6
-    ):
-        notices["p_differs"] += 1
+    _check_rectification(info)
     K_cam[:2, 2] += PIXEL_CENTER_SHIFT
     roi, binning = info.roi, (max(1, int(info.binning_x)), max(1, int(info.binning_y)))
     width, height = int(roi.width or info.width), int(roi.height or info.height)
@@ -81,23 +75,27 @@ def to_intrinsics(info: Any, notices: Counter[str] | None = None) -> tuple[np.nd
     return K_cam, width, height
 
 
-def _checked_matrix(info: Any) -> np.ndarray:
-    """`k` of a calibrated camera, as ROS counts pixels."""
+def _checked_matrix(info: Any, notices: Counter[str]) -> np.ndarray:
+    """Camera matrix of the rectified picture, as ROS counts pixels."""
     if not (info.width and info.height):
         raise ConversionError("size_zero", f"camera info says {info.width} x {info.height} px")
-    K_cam = np.array(info.k, dtype=np.float64).reshape(3, 3)
-    shown = f"camera info has k = {K_cam.tolist()}"
-    if not K_cam.any():
-        raise ConversionError("uncalibrated", f"{shown}: the camera is not calibrated")
-    if not (np.isfinite(K_cam).all() and np.array_equal(K_cam[[1, 2, 2, 2], [0, 0, 1, 2]], _BELOW)):
-        raise ConversionError("intrinsics", f"{shown}: no camera matrix")
-    low, high = FOCAL_LENGTHS_PX
-    if not (low <= K_cam[0, 0] <= high and low <= K_cam[1, 1] <= high):
-        raise ConversionError("focal_length", f"{shown}: expected focal lengths of {low} to {high}")
-    if abs(K_cam[0, 1]) > K_cam[0, 0]:
-        raise ConversionError("skew", f"{shown}: the skew is larger than the focal length")
-    if not (0 <= K_cam[0, 2] < info.width and 0 <= K_cam[1, 2] < info.height):
-        raise ConversionError("principal_point", f"{shown}: the principal point is outside")
+    matrices = {
+        "k": np.array(info.k, np.float64).reshape(3, 3),
+        "p": np.array(info.p, np.float64).reshape(3, 4)[:, :3],
+    }
+    if not matrices["k"].any():
+        raise ConversionError("uncalibrated", "camera info has k = 0: the camera is not calibrated")
+    if not matrices["p"].any():
+        del matrices["p"]
+    for name, K_cam in matrices.items():
+        if fault := intrinsics_fault(K_cam, info.width, info.height):
+            raise ConversionError(fault[0], f"{name} of camera info {fault[1]}")
+        if not (0 <= K_cam[0, 2] < info.width and 0 <= K_cam[1, 2] < info.height):
+            raise ConversionError(
+                "principal_point", f"{name} of camera info has its principal point outside"
+            )
+    if not np.allclose(K_cam, matrices["k"], rtol=1e-6, atol=1e-6):
+        notices["p_differs"] += 1
     return K_cam
 
 
@@ -115,15 +113,20 @@ def _check_distortion(info: Any, notices: Counter[str]) -> None:
         )
     if any(info.d):
         notices["distortion"] += 1
+
+
+def _check_rectification(info: Any) -> None:
     R = np.array(info.r, dtype=np.float64).reshape(3, 3)
-    if R.any() and not _is_rotation(R):  # all zeros: not filled in
+    if not R.any():
+        return  # not filled in
+    if not rotation_error(R) <= ROTATION_TOLERANCE:
         raise ConversionError("rectification", f"camera info has r = {R.tolist()}: no rotation")
-
-
-def _is_rotation(R: np.ndarray) -> bool:
-    with np.errstate(all="ignore"):
-        return bool(
-            np.allclose(R.T @ R, np.eye(3), rtol=0, atol=SAME_ROTATION) and np.linalg.det(R) > 0
+    sine = float(np.linalg.norm(R - R.T)) / np.sqrt(8)  # of the angle of the turn
+    if sine > RECTIFIED_ANGLE or np.trace(R) < 2:
+        raise ConversionError(
+            "rectification_turns",
+            f"camera info has r = {R.tolist()}, expected 1: publish it in a frame of the rectified "
+            "camera",
         )
 
 
@@ -160,7 +163,7 @@ def to_transforms(
 
     Raises:
         ConversionError: tf_long: there are more than `MAX_TRANSFORMS`; else quaternion (not of unit
-            length within 1e-3), position (not finite or beyond `MAX_TRANSLATION`), tf_loop (a frame
+            length within 1e-3), position (not finite or beyond `MAX_POSITION`), tf_loop (a frame
             in itself), or what `to_frame_id` gives.
     """
     num = len(message.transforms)
@@ -189,7 +192,7 @@ def _to_transform(stamped: Any) -> tuple[str, str, np.ndarray]:
 
 def _transform(position: Any, rotation: Any) -> np.ndarray:
     xyz = (position.x, position.y, position.z)
-    if not all(abs(value) <= MAX_TRANSLATION for value in xyz):  # false for NaN, too
+    if not all(abs(value) <= MAX_POSITION for value in xyz):  # false for NaN, too
         raise ConversionError("position", f"position is {xyz}, expected metres")
     try:
         return transform_from_quaternion((rotation.w, rotation.x, rotation.y, rotation.z), xyz)

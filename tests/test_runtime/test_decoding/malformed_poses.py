@@ -55,6 +55,17 @@ def intrinsics(name: str, message: Message, expected: tuple, *notices: str) -> K
     return Kind(name=name, topic="info", make=make, notices=notices)
 
 
+def p_of(focal: float, cx: float, shift: float = 0.0) -> list[float]:
+    """`p` of a rectified camera; `shift` is that of a second camera."""
+    return [focal, 0.0, cx, shift, 0.0, focal, HEIGHT / 2, 0.0, 0.0, 0.0, 1.0, 0.0]
+
+
+def turned_by(angle: float) -> list[float]:
+    """`r` of a turn about the camera's y axis [rad]."""
+    cos, sin = float(np.cos(angle)), float(np.sin(angle))
+    return [cos, 0.0, sin, 0.0, 1.0, 0.0, -sin, 0.0, cos]
+
+
 PLAIN = (100.0, WIDTH / 2 + 0.5, HEIGHT / 2 + 0.5, WIDTH, HEIGHT)
 MIRROR = [-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
 
@@ -75,6 +86,16 @@ INFOS = (
             ("distortion_model", "unknown distortion model", info(distortion_model="x" * 999)),
             ("distortion_length", "wrong number of coefficients", info(
                 d=lambda r: [0.0] * int(r.choice([1, 3, 6, 12, 100_000])))),
+            ("focal_length", "focal length that no picture has", matrix(
+                0, 4, value=lambda r: r.choice([1e-100, 1.75, 17_601.0, 1e200, 1e308]))),
+            ("intrinsics", "skew of a tenth", matrix(1, value=lambda r: r.choice([-10.1, 1e300]))),
+            ("intrinsics", "p that is no camera matrix", info(p=[1.0] * 12)),
+            ("focal_length", "p without a focal length", info(
+                p=lambda r: p_of(float(r.choice([0.0, -5.0, 1e-100])), 88.0))),
+            ("principal_point", "p's principal point outside", info(
+                p=lambda r: p_of(90.0, float(r.choice([-1.0, 176.0]))))),
+            ("rectification_turns", "r of a stereo camera", info(r=lambda r: turned_by(
+                float(r.choice([-3.1, -0.5, 0.0011, 0.02, 1.6, 3.1415]))))),
             ("rectification", "r that mirrors", info(r=MIRROR)),
             ("rectification", "r that is no rotation", info(
                 r=lambda r: r.uniform(2, 3, 9).tolist())),
@@ -87,7 +108,18 @@ INFOS = (
     intrinsics("plain", camera_info(), PLAIN),
     intrinsics("r and p not filled in", camera_info().but(r=[0.0] * 9, p=[0.0] * 12), PLAIN),
     intrinsics("no coefficients", camera_info().but(distortion_model="", d=[]), PLAIN),
-    intrinsics("p is not k's", camera_info().but(p=[1.0] * 12), PLAIN, "p_differs"),
+    # Rectified with another focal length and centre: p belongs to the pictures that come.
+    intrinsics(
+        "p is not k's", camera_info().but(p=p_of(90.0, 85.0)),
+        (90.0, 85.5, HEIGHT / 2 + 0.5, WIDTH, HEIGHT), "p_differs",
+    ),
+    intrinsics(
+        "p is not k's, with binning",
+        camera_info().but(p=p_of(90.0, 85.0), binning_x=2, binning_y=2),
+        (45.0, 42.75, 20.25, 88, 40), "p_differs",
+    ),
+    intrinsics("second camera of a pair", camera_info().but(p=p_of(100.0, 88.0, -12.0)), PLAIN),
+    intrinsics("r in single precision", camera_info().but(r=turned_by(0.0009)), PLAIN),
     intrinsics("coefficients", camera_info().but(d=[0.1] * 5), PLAIN, "distortion"),
     # Pixel corners: 88.5 / 2 and 40.5 / 2.
     intrinsics(
