@@ -38,19 +38,31 @@ class CalibrationEpochs:
         """
         check_calibration(calibration, "The first calibration")
         prepare(calibration)
-        self.counters: Counter[str] = Counter()
-        """swapped; refused (cannot be right, or be prepared); superseded (a newer one came before
-        its turn)."""
-        self.newest_fault: str | None = None
-        """Why the newest refused calibration was refused."""
+        self._counters: Counter[str] = Counter()
+        self._newest_fault: str | None = None
         self._prepare = prepare
         self._current = (0, calibration)
-        self._newest = calibration  # in use, on its way, or refused
+        self._newest = calibration  # in use, on its way, or refused for good
         self._pending: Calibration | None = None
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="calibration", daemon=True)
         self._thread.start()
+
+    @property
+    def counters(self) -> Counter[str]:
+        """How many so far: swapped, refused, failed, superseded.
+
+        Refused ones cannot be right; failed ones could not be prepared and are tried again when
+        they come again; a superseded one was still waiting when a newer one came.
+        """
+        with self._changed:
+            return self._counters.copy()
+
+    @property
+    def newest_fault(self) -> str | None:
+        """Why the newest calibration that was refused or failed was."""
+        return self._newest_fault
 
     def current(self) -> tuple[int, Calibration]:
         """Epoch and calibration for the next frame; never waits for a preparation."""
@@ -65,7 +77,7 @@ class CalibrationEpochs:
             if self._closed or same_calibration(calibration, self._newest):
                 return
             if self._pending is not None:
-                self.counters["superseded"] += 1
+                self._counters["superseded"] += 1
             self._newest = self._pending = calibration
             self._changed.notify()
 
@@ -88,13 +100,22 @@ class CalibrationEpochs:
             try:
                 check_calibration(calibration, "The new calibration")
                 self._prepare(calibration)
+            except ValueError as error:
+                self._give_up(calibration, "refused", error)
             except Exception as error:  # whatever it is, the car drives on with the old one
-                self.counters["refused"] += 1
-                self.newest_fault = str(error)
-                _LOG.warning("A calibration was refused: %s", error)
+                self._give_up(calibration, "failed", error)
             else:
-                self.counters["swapped"] += 1
-                self._current = (self._current[0] + 1, calibration)
+                with self._changed:
+                    self._counters["swapped"] += 1
+                    self._current = (self._current[0] + 1, calibration)
+
+    def _give_up(self, calibration: Calibration, what: str, error: Exception) -> None:
+        with self._changed:
+            self._counters[what] += 1
+            self._newest_fault = str(error) or type(error).__name__
+            if what == "failed" and self._newest is calibration:
+                self._newest = self._current[1]  # so that the same one is no repetition
+        _LOG.warning("A calibration %s: %s", what, self._newest_fault)
 
 
 def same_calibration(a: Calibration, b: Calibration) -> bool:

@@ -116,10 +116,14 @@ def with_camera(**changes: object) -> Calibration:
     return dataclasses.replace(good, cameras={**good.cameras, "CAM_FRONT": camera})
 
 
+FAR = np.eye(4)
+FAR[0, 3] = 1e300
 MIRROR = np.diag([1.0, -1.0, 1.0, 1.0])
 BAD = {
-    "focal length of 0": (with_camera(K_cam=np.diag([0.0, 100.0, 1.0])), "focal lengths 0.0"),
+    "focal length of 0": (with_camera(K_cam=np.diag([0.0, 100.0, 1.0])), "focal lengths 0 and"),
     "not a number": (with_camera(K_cam=np.full((3, 3), np.nan)), "is not finite"),
+    "focal length of a star": (with_camera(K_cam=np.diag([1e200, 1e200, 1.0])), "1e+200"),
+    "camera beyond the horizon": (with_camera(T_ego_cam=FAR), "the limit is 100 m"),
     "mirror": (with_camera(T_ego_cam=MIRROR), "no rigid transform"),
     "no size": (with_camera(width_px=0), "width_px of CAM_FRONT is 0"),
     "mirrored LiDAR": (dataclasses.replace(calibration(), T_ego_lidar=MIRROR), "T_ego_lidar is no"),
@@ -144,28 +148,93 @@ def test_a_calibration_that_cannot_be_right_is_refused_and_counted(kind: str) ->
         CalibrationEpochs(bad, prepared.append)
 
 
-@pytest.mark.parametrize("error", [ValueError("too low"), RuntimeError("too low"), MemoryError()])
-def test_one_that_cannot_be_prepared_is_refused_whatever_the_reason(error: Exception) -> None:
+def test_one_that_cannot_be_prepared_is_refused_once_and_for_all() -> None:
+    begun = []
+
     def prepare(new: Calibration) -> None:
-        if new.cameras["CAM_FRONT"].K_cam[0, 0] == 110:
-            raise error
+        begun.append(new.cameras["CAM_FRONT"].K_cam[0, 0])
+        if begun[-1] == 110:
+            raise ValueError("too low")
 
     with opened(calibration(100.0), prepare) as epochs:
         epochs.submit(calibration(110.0))
         wait_until(lambda: epochs.counters["refused"] == 1)
         assert epochs.current()[0] == 0
+        assert epochs.newest_fault == "too low"
+        epochs.submit(calibration(110.0))  # the refused one again: no news
         epochs.submit(calibration(120.0))
         wait_until(lambda: epochs.current()[0] == 1)
+        assert begun == [100, 110, 120]
+        assert epochs.counters == {"refused": 1, "swapped": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"), [(RuntimeError("no thread"), "no thread"), (MemoryError(), "MemoryError")]
+)
+def test_one_that_could_not_be_prepared_just_now_is_tried_again_when_it_comes_again(
+    error: Exception, fault: str
+) -> None:
+    errors = [None, error, None]
+
+    def prepare(_: Calibration) -> None:
+        if (now := errors.pop(0)) is not None:
+            raise now
+
+    with opened(calibration(100.0), prepare) as epochs:
+        epochs.submit(calibration(110.0))
+        wait_until(lambda: epochs.counters["failed"] == 1)
+        assert (epochs.current()[0], epochs.newest_fault) == (0, fault)
+        epochs.submit(calibration(110.0))
+        wait_until(lambda: epochs.current()[0] == 1)
+        assert epochs.counters == {"failed": 1, "swapped": 1}
+
+
+def test_a_failure_does_not_forget_a_newer_one_that_is_waiting() -> None:
+    gate = Gate()
+
+    def prepare(new: Calibration) -> None:
+        gate(new)
+        if new.cameras["CAM_FRONT"].K_cam[0, 0] == 110:
+            raise MemoryError
+
+    with opened(calibration(100.0), prepare) as epochs:
+        epochs.submit(calibration(110.0))
+        wait_until(lambda: len(gate.begun) == 2)
+        epochs.submit(calibration(120.0))
+        gate.let_one_pass()
+        wait_until(lambda: len(gate.begun) == 3)
+        epochs.submit(calibration(120.0))  # on its way: no news
+        gate.let_one_pass()
+        wait_until(lambda: epochs.current()[0] == 1)
+        assert epochs.counters == {"failed": 1, "swapped": 1}
+        assert len(gate.begun) == 3
+
+
+def test_counters_are_a_copy() -> None:
+    with opened(calibration(100.0), lambda _: None) as epochs:
+        epochs.counters["swapped"] += 7
+        assert not epochs.counters
 
 
 def test_closing_gives_up_what_is_pending_and_ends_the_thread() -> None:
-    before = threading.active_count()
-    epochs = CalibrationEpochs(calibration(100.0), lambda _: None)
+    before, gate = threading.active_count(), Gate()
+    epochs = CalibrationEpochs(calibration(100.0), gate)
     assert threading.active_count() == before + 1
-    epochs.close()
     epochs.submit(calibration(110.0))
+    wait_until(lambda: len(gate.begun) == 2)
+    epochs.submit(calibration(120.0))
+    closing = threading.Thread(target=epochs.close)
+    closing.start()
+    wait_until(lambda: epochs._closed)
+    gate.let_one_pass()
+    gate.let_one_pass()  # if it begins what it has to give up, it does not hang here
+    closing.join(30)
     assert threading.active_count() == before
-    assert epochs.current()[0] == 0
+    assert len(gate.begun) == 2
+    epochs.submit(calibration(130.0))
+    epochs.submit(calibration(140.0))
+    assert epochs.counters == {"swapped": 1}  # nothing waits, so nothing is superseded
+    assert epochs.current()[0] == 1
 
 
 def test_cameras_that_come_or_go_are_a_change() -> None:
