@@ -11,7 +11,7 @@ from perception.errors import InputError
 from perception.geometry.sparse_tables import build_sparse_tables
 from perception.model_card import ModelCard
 from perception.model_inputs import ModelInputs
-from runtime.agreement import BOUNDS, Agreement, frame_agreement, non_finite
+from runtime.agreement import BOUNDS, Agreement, frame_agreement, non_finite, shape_fault
 from runtime.engines.base import Engine, EngineError
 from runtime.engines.engine_manifest import Precision
 
@@ -45,9 +45,10 @@ def compare(engine: Engine, reference: Engine, card: ModelCard, precision: Preci
             got = engine.run(frame)
         except EngineError as error:
             raise _refusal(index, f"it fails ({error})") from error
+        if fault := shape_fault(expected, got) or non_finite(got):
+            raise _refusal(index, fault)
         agreement = frame_agreement(expected, got, bounds)
-        fault = non_finite(got) or agreement.fault(bounds)
-        if fault is not None:
+        if fault := agreement.fault(bounds):
             raise _refusal(index, fault)
         per_frame.append(agreement)
     return Agreement(

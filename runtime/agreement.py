@@ -41,6 +41,10 @@ BOUNDS: Mapping[Precision, Bounds] = {
 precision costs is told by `export/accuracy.py`. Source: ours."""
 
 
+MIN_DECISIVE_BOXES = 5
+"""With fewer boxes to be found again, boxes are as good as not compared. Source: ours."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
     """The comparison over all frames."""
@@ -54,7 +58,7 @@ class Agreement:
     num_found: int
     """Expected boxes that the engine has, too."""
     num_boxes: int
-    """Expected boxes that no tie with the last one decides."""
+    """Expected boxes that no tie with the last one decides (`is_decisive`)."""
 
     def fault(self, bounds: Bounds) -> str | None:
         """What is out of bounds, in words; None where nothing is."""
@@ -74,13 +78,26 @@ class Agreement:
         return (
             f"the largest difference is {self.scores:.1e} of a score, "
             f"{self.map_prob:.1e} of a map probability; {self.num_found} of {self.num_boxes} boxes "
-            "found again"
+            f"found again{self.weakness or ''}"
+        )
+
+    @property
+    def weakness(self) -> str | None:
+        """What the comparison cannot show, in words; None where there are boxes enough."""
+        if self.num_boxes >= MIN_DECISIVE_BOXES:
+            return None
+        return (
+            f" (fewer than {MIN_DECISIVE_BOXES}: boxes are hardly compared, export with a log in "
+            "which the network sees something)"
         )
 
 
 def frame_agreement(expected: ModelOutputs, got: ModelOutputs, bounds: Bounds) -> Agreement:
-    """Compare one frame; scores by rank, because equal ones come in any order."""
-    is_compared = expected.scores > expected.scores.min(initial=1.0) + bounds.tie
+    """Compare one frame; scores by rank, because equal ones come in any order.
+
+    The answers are finite and have the same shapes: `shape_fault` and `non_finite` first.
+    """
+    is_compared = is_decisive(expected, bounds)
     is_found = found_again(expected, got, bounds)
     map_errors = np.abs(got.map_prob - expected.map_prob)
     return Agreement(
@@ -90,6 +107,14 @@ def frame_agreement(expected: ModelOutputs, got: ModelOutputs, bounds: Bounds) -
         num_found=int((is_found & is_compared).sum()),
         num_boxes=int(is_compared.sum()),
     )
+
+
+def is_decisive(expected: ModelOutputs, bounds: Bounds) -> Bool[np.ndarray, " k"]:
+    """Boxes that a sound engine finds, too: those with a score clearly above the last one's.
+
+    The others say nothing one by one: an engine may take any of the many with nearly that score.
+    """
+    return expected.scores > expected.scores.min(initial=1.0) + bounds.tie
 
 
 def found_again(
@@ -110,6 +135,17 @@ def found_again(
             is_found[k] = True
             difference[:, j] = np.inf
     return is_found
+
+
+def shape_fault(expected: ModelOutputs, got: ModelOutputs) -> str | None:
+    """Which output has another shape or type than expected, in words; None where none has."""
+    for name in OUTPUT_NAMES:
+        want, is_ = getattr(expected, name), getattr(got, name)
+        if want.shape != is_.shape or want.dtype != is_.dtype:
+            return (
+                f"{name} is {is_.dtype} {list(is_.shape)}, expected {want.dtype} {list(want.shape)}"
+            )
+    return None
 
 
 def non_finite(outputs: ModelOutputs) -> str | None:

@@ -1,6 +1,7 @@
 """The golden frame: one input and its expected output, which an engine answers before it drives."""
 
 import io
+import logging
 import time
 import zipfile
 import zlib
@@ -12,11 +13,13 @@ import numpy as np
 from perception import atomic_file
 from perception.bundle import GOLDEN_FILE, Bundle
 from perception.errors import InputError
-from perception.model_card import Precision
+from perception.model_card import Precision, TensorSpec
 from perception.model_inputs import TENSOR_NAMES, ModelInputs
-from runtime.agreement import BOUNDS, Agreement, frame_agreement, non_finite
+from runtime.agreement import BOUNDS, Agreement, frame_agreement, non_finite, shape_fault
 from runtime.engines.base import OUTPUT_NAMES, EngineError, ModelOutputs
 from runtime.pipeline import Pipeline
+
+_LOG = logging.getLogger(__name__)
 
 _INPUT, _OUTPUT = "input.", "output."
 
@@ -84,8 +87,27 @@ def read_golden(bundle: Bundle) -> tuple[ModelInputs, ModelOutputs]:
         raise InputError(
             f"{path} is no golden frame of this bundle ({error}): export the bundle again."
         ) from error
+    arrays = {**inputs, **outputs}
+    for spec in (*bundle.card.input_tensors, *bundle.card.output_tensors):
+        if not _is_of(spec, arrays[spec.name]):
+            raise InputError(
+                f"{path} has {spec.name} as {arrays[spec.name].dtype} "
+                f"{list(arrays[spec.name].shape)}, the model card says {spec.dtype} "
+                f"{list(spec.shape)}: export the bundle again."
+            )
     tensors = {name: inputs.pop(name) for name in TENSOR_NAMES}
     return ModelInputs(**tensors, sparse_tables=inputs), ModelOutputs(**outputs)
+
+
+def _is_of(spec: TensorSpec, array: np.ndarray) -> bool:
+    return (
+        array.dtype.name == spec.dtype
+        and array.ndim == len(spec.shape)
+        and all(
+            not said.isdigit() or int(said) == size
+            for said, size in zip(spec.shape, array.shape, strict=True)
+        )
+    )
 
 
 def self_test(pipeline: Pipeline) -> SelfTestReport:
@@ -105,10 +127,13 @@ def self_test(pipeline: Pipeline) -> SelfTestReport:
     except EngineError as error:
         raise _refusal(pipeline, f"the engine fails ({error})") from error
     time_ms = (time.perf_counter() - start) * 1e3
-    agreement = frame_agreement(expected, got, bounds)
-    fault = non_finite(got) or agreement.fault(bounds)
-    if fault is not None:
+    if fault := shape_fault(expected, got) or non_finite(got):
         raise _refusal(pipeline, fault)
+    agreement = frame_agreement(expected, got, bounds)
+    if fault := agreement.fault(bounds):
+        raise _refusal(pipeline, fault)
+    if agreement.weakness:
+        _LOG.warning("The self-test of %s is weak%s", bundle.path, agreement.weakness)
     return SelfTestReport(
         engine=engine.description,
         precision=engine.precision,

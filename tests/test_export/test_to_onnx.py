@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from small_detector import small_config
+from toy_frames import FakeEngine
 
 from export import parity, to_onnx
 from export.deploy_graph import DeployGraph
@@ -58,6 +59,39 @@ def test_the_bundle_passes_its_own_self_test(bundle):
     # the same file on the same computer, with another number of threads
     assert max(report.agreement.scores, report.agreement.map_prob) < 1e-5
     assert report.agreement.num_found == report.agreement.num_boxes > 0
+
+
+class ScoresOfFrame(FakeEngine):
+    """Answers with scores that it has for a picture's first pixel."""
+
+    def __init__(self, scores: dict[int, list[float]]) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def run(self, inputs):
+        scores = np.array(self.scores[int(inputs.images.flat[0])], np.float32)
+        rows = {
+            name: np.repeat(getattr(self.outputs, name)[:1], len(scores), axis=0)
+            for name in ("boxes_ego", "labels")
+        }
+        return dataclasses.replace(self.outputs, scores=scores, **rows)
+
+
+def test_the_golden_frame_is_the_one_with_most_boxes_to_compare(tmp_path, capsys):
+    noise = noise_frame(small_config().inputs)
+    frames = [dataclasses.replace(noise, images=np.full_like(noise.images, i)) for i in range(3)]
+    # fp16: 0.003 above the last one
+    scores = {0: [0.5, 0.5, 0.502], 1: [0.9, 0.8, 0.7], 2: [0.9, 0.7, 0.7]}
+    to_onnx._write_best_golden(tmp_path, ScoresOfFrame(scores), frames, None)
+    with np.load(tmp_path / "golden.npz") as file:
+        assert (file["input.images"] == 1).all()
+        assert file["output.scores"].tolist() == pytest.approx([0.9, 0.8, 0.7])
+    said = capsys.readouterr()
+    assert "golden frame: 2 boxes that a self-test in fp16 compares" in said.out
+    assert "hardly look at boxes (5 are wanted): export with --log" in said.err
+    many = [0.9] * 5 + [0.1]
+    to_onnx._write_best_golden(tmp_path, ScoresOfFrame({0: many}), frames[:1], None)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_graph_holds_one_pool_node_and_no_scatter(bundle):
@@ -184,7 +218,7 @@ def test_no_frames_to_compare_are_one_sentence(tmp_path, monkeypatch, number):
 def test_a_damaged_configuration_of_a_run_names_no_log(tmp_path, capsys, text):
     (tmp_path / "config.json").write_text(text)
     assert to_onnx._parity_log(tmp_path, None, None) is None
-    assert "comparing on noise only" in capsys.readouterr().err
+    assert "golden frame are of noise only" in capsys.readouterr().err
 
 
 def test_the_log_of_a_run_is_taken_where_it_is_there(tmp_path, small_log_root, capsys):
@@ -196,4 +230,4 @@ def test_the_log_of_a_run_is_taken_where_it_is_there(tmp_path, small_log_root, c
     data["log"] = ""
     (tmp_path / "config.json").write_text(json.dumps({"data": data}))
     assert to_onnx._parity_log(tmp_path, None, None) is None
-    assert "comparing on noise only" in capsys.readouterr().err
+    assert "golden frame are of noise only" in capsys.readouterr().err

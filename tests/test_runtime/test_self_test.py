@@ -13,6 +13,7 @@ from toy_frames import FakeEngine, frame
 from perception.bundle import GOLDEN_FILE, MODEL_FILE, load_bundle, write_manifest
 from perception.errors import InputError
 from perception.model_inputs import prepare_frame
+from runtime.agreement import BOUNDS, found_again
 from runtime.engines.base import EngineError
 from runtime.pipeline import Pipeline
 from runtime.self_test import read_golden, self_test, write_golden
@@ -118,6 +119,95 @@ def test_an_engine_that_fails_or_answers_in_other_shapes_is_refused(golden_bundl
     other = FakeEngine(labels=np.zeros(2, np.int64))
     with pytest.raises(InputError, match="do not belong together"):
         self_test(Pipeline(load_bundle(golden_bundle), engine=other))
+
+
+def rewritten(folder: Path, **changes: np.ndarray) -> Path:
+    """The golden frame with other arrays: digests are right."""
+    with np.load(folder / GOLDEN_FILE) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays.update({name.replace("__", "."): array for name, array in changes.items()})
+    np.savez_compressed(folder / GOLDEN_FILE, **arrays)
+    write_manifest(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "said"),
+    [
+        ("output__boxes_ego", np.zeros((7, 7), np.float32), r"boxes_ego as float32 \[7, 7\]"),
+        ("output__boxes_ego", np.zeros((0, 9), np.float32), r"boxes_ego as float32 \[0, 9\]"),
+        ("output__map_prob", np.zeros((6, 1, 1), np.float32), r"map_prob as float32 \[6, 1, 1\]"),
+        ("output__scores", np.zeros(7), "scores as float64"),
+        ("input__cell_start", np.zeros(401), "cell_start as float64"),
+        (
+            "input__images",
+            np.zeros((6, 32), np.uint8),
+            r"uint8 \[6, 32\], the model card",
+        ),
+    ],
+)
+def test_a_golden_frame_of_another_shape_or_type_is_refused(
+    own: Path, name: str, array: np.ndarray, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        self_test(Pipeline(load_bundle(rewritten(own, **{name: array})), num_threads=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"scores": np.zeros(7)}, "scores is float64"),
+        ({"labels": np.zeros(7, np.int32)}, "labels is int32"),
+        (
+            {n: a[:6] for n, a in vars(FakeEngine().outputs).items() if n != "map_prob"},
+            r"boxes_ego is float32 \[3, 9\], expected float32 \[7, 9\]",
+        ),
+        ({"map_prob": np.full((6, 40, 40), np.nan, np.float32)}, "map_prob is not finite"),
+        ({"boxes_ego": np.full((7, 9), np.inf, np.float32)}, "boxes_ego is not finite"),
+    ],
+)
+def test_an_answer_of_another_shape_or_type_is_refused_before_numbers_are_compared(
+    golden_bundle: Path, changes: dict, said: str
+) -> None:
+    bundle, engine = load_bundle(golden_bundle), FakeEngine()
+    engine.outputs = read_golden(bundle)[1]
+    for name, array in changes.items():  # past the shapes that tests check and a car does not
+        object.__setattr__(engine.outputs, name, array)
+    with pytest.raises(InputError, match=said):
+        self_test(Pipeline(bundle, engine=engine))
+
+
+def test_a_golden_frame_that_shows_too_few_boxes_is_no_silent_pass(
+    own: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = FakeEngine()
+    scores = np.array([0.5, 0.505, 0.53, 0.54, 0.55, 0.9, 0.9], np.float32)
+    engine.outputs = dataclasses.replace(read_golden(load_bundle(own))[1], scores=scores)
+    rewritten(own, output__scores=scores)
+    report = self_test(Pipeline(load_bundle(own), engine=engine))
+    assert report.agreement.num_boxes == 6  # fp32: those 0.0001 above the last one
+    engine.precision = "int8"
+    report = self_test(Pipeline(load_bundle(own), engine=engine))  # 0.01: 0.505 is a tie, too
+    assert (report.agreement.num_boxes, report.agreement.weakness) == (5, None)
+    assert not caplog.records
+    scores[4] = 0.5
+    rewritten(own, output__scores=scores)
+    report = self_test(Pipeline(load_bundle(own), engine=engine))
+    assert report.agreement.num_boxes == 4
+    assert "4 of 4 boxes found again (fewer than 5: boxes are hardly compared" in str(report)
+    assert "is weak (fewer than 5" in caplog.text
+
+
+def test_each_box_is_found_once(golden_bundle: Path) -> None:
+    expected = read_golden(load_bundle(golden_bundle))[1]
+    # Seven boxes in one place, of which the engine has one, and the others 50 m away.
+    boxes = np.tile(expected.boxes_ego[:1], (7, 1))
+    near = dataclasses.replace(expected, boxes_ego=boxes, labels=np.zeros(7, np.int64))
+    far = boxes.copy()
+    far[1:, 0] += 50.0
+    got = dataclasses.replace(near, boxes_ego=far, scores=near.scores[[0] * 7])
+    near = dataclasses.replace(near, scores=near.scores[[0] * 7])
+    assert found_again(near, got, BOUNDS["int8"]).sum() == 1
 
 
 def test_a_bundle_without_a_golden_frame_opens_but_has_no_self_test(own: Path) -> None:
