@@ -119,6 +119,7 @@ class PerceptionResult:
     stamp_ns: int
     """The frame's reference time [ns], never the time of computing."""
     T_global_ego: Float64[np.ndarray, "4 4"] | None
+    """The frame's; None where that was no finite pose."""
     detections: Detections
     map_mask: MapMask
     sensors_used: tuple[str, ...]
@@ -130,7 +131,8 @@ class PerceptionResult:
     calibration_epoch: int = 0
     """The frame's."""
     bundle_digest: str = ""
-    """Digest of the bundle that computed it; empty where none did."""
+    """Digest of the bundle that was asked, be it that its engine failed; empty where none was,
+    because no sensor could be used."""
 
     @property
     def mode(self) -> Mode:

@@ -6,25 +6,24 @@ from collections import Counter
 from perception.bundle import Bundle
 from perception.errors import InputError
 from perception.messages import Calibration, PerceptionResult, SensorFrame
-from perception.taxonomy import LIDAR
 from perception.usable_data import missing_sensors, sensor_faults
 from runtime.engines.base import Engine
 from runtime.pipeline import Pipeline
-
-NOT_OF_THIS_BUNDLE = "not an input of the bundle that computed this frame"
-"""Reason of a usable camera that a camera-only bundle does without."""
 
 
 class Ladder:
     """Fusion, camera-only and LiDAR-only bundle behind the interface of one `Pipeline`.
 
-        usable sensors         asked, the next only where the engine of one before it fails
+        usable sensors         asked, the next only where one before it gives nothing
         cameras and LiDAR      fusion, camera, LiDAR
         cameras                camera, fusion with the LiDAR masked
         LiDAR                  LiDAR, fusion with the cameras masked
         none                   fusion, which gives an invalid result
 
-    Nothing is kept from one frame to the next: the frame decides, and the rung changes with it.
+    More precisely, the bundle that takes most of the usable sensors comes first; of equals the
+    specialist. So a camera-only bundle that does without a camera that is there comes after fusion,
+    and one that takes none of them is not asked. Nothing is kept from one frame to the next: the
+    frame decides, and the rung changes with it.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class Ladder:
             InputError: A bundle is for other sensors than its place says, or for other classes or
                 another map than the fusion bundle.
         """
-        self._fusion, self._camera, self._lidar = fusion, camera, lidar
+        self._fusion = fusion
         self.pipelines = tuple(p for p in (fusion, camera, lidar) if p is not None)
         """The rungs that are given, the fusion bundle first."""
         self._counters: Counter[str] = Counter()
@@ -72,7 +71,7 @@ class Ladder:
 
     @property
     def counters(self) -> Counter[str]:
-        """Those of all bundles together, each frame once; `rung_failures`: engines that failed."""
+        """Those of all bundles together, each frame once."""
         total = sum((pipeline.counters for pipeline in self.pipelines), Counter())
         return total - Counter(frames=total["frames"]) + self._counters
 
@@ -80,33 +79,30 @@ class Ladder:
         """Compute one frame with the bundle for its sensors; never raises for what a sensor gives.
 
         `sensors_missing` names every sensor of the fusion bundle that was not used, and
-        `bundle_digest` which bundle it was.
+        `bundle_digest` which bundle it was. `stage_ms` adds up all bundles that were asked.
         """
         self._counters["frames"] += 1
         faults = sensor_faults(frame, self.bundle.card.inputs)
         missing = missing_sensors(frame, faults)
         usable = [sensor for sensor, fault in faults.items() if fault is None]
+        stage_ms: dict[str, float] = {}
         for pipeline in self._rungs(usable):
             result = pipeline.process(frame)
+            for stage, time_ms in result.stage_ms.items():
+                stage_ms[stage] = stage_ms.get(stage, 0.0) + time_ms
             missing |= result.sensors_missing
             if result.sensors_used:
                 break
-            self._counters["rung_failures"] += bool(usable)
         left = {name: why for name, why in missing.items() if name not in result.sensors_used}
-        unused = {name: NOT_OF_THIS_BUNDLE for name in usable if name not in result.sensors_used}
-        return dataclasses.replace(result, sensors_missing={**unused, **left})
+        return dataclasses.replace(result, sensors_missing=left, stage_ms=stage_ms)
 
     def _rungs(self, usable: list[str]) -> list[Pipeline]:
-        has_cameras = any(sensor != LIDAR for sensor in usable)
-        if has_cameras and LIDAR in usable:
-            rungs = [self._fusion, self._camera, self._lidar]
-        elif has_cameras:
-            rungs = [self._camera, self._fusion]
-        elif usable:
-            rungs = [self._lidar, self._fusion]
-        else:
-            rungs = [self._fusion]
-        return [pipeline for pipeline in rungs if pipeline is not None]
+        def num_taken(pipeline: Pipeline) -> int:
+            return len(set(usable) & set(pipeline.bundle.card.inputs.sensors))
+
+        specialists_first = (*self.pipelines[1:], self._fusion)
+        asked = [pipeline for pipeline in specialists_first if num_taken(pipeline)]
+        return sorted(asked, key=num_taken, reverse=True) or [self._fusion]
 
     def prepare_calibration(self, calibration: Calibration) -> None:
         """As `Pipeline.prepare_calibration`, for every bundle."""
@@ -122,7 +118,7 @@ class Ladder:
         return sum(pipeline.warm_up() for pipeline in self.pipelines)
 
     def close(self) -> None:
-        """Give the threads of every bundle back."""
+        """Give the threads and engines of every bundle back."""
         for pipeline in self.pipelines:
             pipeline.close()
 

@@ -20,6 +20,7 @@ from perception.model_inputs import (
     prepare_frame,
     rig_pool_table,
 )
+from perception.usable_data import is_pose
 from runtime.engines.base import Engine, EngineError, ModelOutputs
 from runtime.engines.onnx_engine import OnnxEngine
 
@@ -48,7 +49,7 @@ class Pipeline:
             bundle: Model and card.
             num_threads: Threads within the engine; 0 for one per core.
             score_threshold: Boxes below this score are left out, 0..1.
-            engine: What runs the graph; ONNX Runtime by default.
+            engine: What runs the graph, closed by `close`; ONNX Runtime by default.
             compensate_ego_motion: Whether a camera's pose counts the car's way between the image's
                 stamp and the frame's. Without, the pool table changes with the calibration only.
 
@@ -70,8 +71,9 @@ class Pipeline:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
     def close(self) -> None:
-        """Give the thread back."""
+        """Give the thread and the engine's memory back."""
         self._pool.shutdown()
+        self.engine.close()
 
     def warm_up(self) -> float:
         """Run the engine once with every sensor masked, so that the first real frame is fast.
@@ -126,6 +128,8 @@ class Pipeline:
         self.counters["frames"] += 1
         start = time.perf_counter()
         spec = self.bundle.card.inputs
+        if not is_pose(frame.T_global_ego):
+            frame = dataclasses.replace(frame, T_global_ego=None)
         prepared = prepare_frame(
             frame,
             spec,
@@ -145,7 +149,8 @@ class Pipeline:
         }
         if not prepared.sensors_used:
             self.counters["frames_without_sensor"] += 1
-            return self._empty_result(frame, prepared.sensors_missing, stage_ms)
+            nobody = self._empty_result(frame, prepared.sensors_missing, stage_ms)
+            return dataclasses.replace(nobody, bundle_digest="")
 
         start = time.perf_counter()
         try:

@@ -73,6 +73,7 @@ class FakeEngine:
 
     def __init__(self, **changes: np.ndarray) -> None:
         self.calls = 0
+        self.num_closed = 0
         self.error: EngineError | None = None
         answer = {
             "boxes_ego": np.tile(np.array([1, 2, 0, 4, 2, 1.5, 0, 0, 0], np.float32), (3, 1)),
@@ -90,3 +91,6 @@ class FakeEngine:
         if self.error is not None:
             raise self.error
         return self.outputs
+
+    def close(self) -> None:
+        self.num_closed += 1

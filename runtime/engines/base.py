@@ -76,6 +76,13 @@ class Engine(Protocol):
         """Compute one frame.
 
         Raises:
-            EngineError: This frame could not be computed.
+            EngineError: This frame could not be computed, or the engine is closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give memory back, the GPU's too; may be called again.
+
+        Nothing may be computed any more, and memory of `input_buffer` is gone.
         """
         ...

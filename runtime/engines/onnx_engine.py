@@ -88,7 +88,7 @@ class OnnxEngine:
         # After a run its threads would spin on the cores that prepare the next frame (measured on
         # two cores: 20 ms instead of 5 ms for the pool table).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = _open_session(ort, bundle, options, provider)
+        self._session: Any = _open_session(ort, bundle, options, provider)
         card, path = bundle.card, bundle.model_path
         _check_tensors(
             path, "input", self._session.get_inputs(), card.input_tensors, card.input_names
@@ -103,6 +103,8 @@ class OnnxEngine:
 
     def input_buffer(self, name: str) -> np.ndarray | None:
         """Memory of an input of fixed size, made once: ONNX Runtime reads where numpy wrote."""
+        if self._session is None:
+            return None
         if name not in self._buffers:
             spec = next((spec for spec in self._input_specs if spec.name == name), None)
             if spec is None or not all(size.isdigit() for size in spec.shape):
@@ -114,8 +116,11 @@ class OnnxEngine:
         """Compute one frame.
 
         Raises:
-            EngineError: ONNX Runtime could not compute it, or its pool table is damaged.
+            EngineError: ONNX Runtime could not compute it, its pool table is damaged, or the engine
+                is closed.
         """
+        if self._session is None:
+            raise EngineError("the engine is closed")
         if self._is_table_unchecked:
             check_pool_table(inputs, self._spec)
         try:
@@ -125,6 +130,11 @@ class OnnxEngine:
         # ONNX Runtime's int64 is C's "long long", numpy's is "long": equal, but not the same type.
         arrays = (value.view(value.dtype.name) for value in values)
         return ModelOutputs(**dict(zip(OUTPUT_NAMES, arrays, strict=True)))
+
+    def close(self) -> None:
+        """Give the session and its memory back."""
+        self._session = None
+        self._buffers.clear()
 
 
 def _import_onnxruntime() -> types.ModuleType:

@@ -120,7 +120,7 @@ class TensorrtEngine:
         return ModelOutputs(**{name: self._outputs[name].host.copy() for name in OUTPUT_NAMES})
 
     def close(self) -> None:
-        """Give everything on the GPU back; the engine computes nothing afterwards."""
+        """Give everything on the GPU and all pinned memory back."""
         self._cuda.release()
         self._inputs, self._outputs, self._graph = {}, {}, None
         self._context = self._engine = self._runtime = None

@@ -1,4 +1,6 @@
 import dataclasses
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,11 @@ from toy_frames import FakeEngine, calibration, frame
 
 from perception.bundle import Bundle, load_bundle
 from perception.errors import InputError
-from perception.messages import LidarSweep, PerceptionResult
+from perception.messages import LidarSweep, PerceptionResult, SensorFrame
 from perception.model_card import ModelCard
 from perception.taxonomy import CAMERAS, LIDAR, MAP_CLASSES
 from runtime.engines.base import EngineError
-from runtime.ladder import NOT_OF_THIS_BUNDLE, Ladder
+from runtime.ladder import Ladder
 from runtime.pipeline import Pipeline
 
 
@@ -62,7 +64,7 @@ def check_is_of_its_frame(result: PerceptionResult, number: int, digests: dict[s
     assert result.sensors_used == cameras + (LIDAR,) * lidar
     assert set(result.sensors_missing) == {*CAMERAS, LIDAR} - set(result.sensors_used)
     assert set(result.sensors_missing.values()) <= {"no data"}
-    assert result.bundle_digest == digests[mode]
+    assert result.bundle_digest == ("" if mode == "invalid" else digests[mode])
     assert len(result.detections.scores) == (3 if number else 0)
 
 
@@ -74,7 +76,6 @@ def test_each_of_the_128_sensor_subsets_goes_to_the_bundle_for_it(
     camera, lidar = bundles["camera"], bundles["lidar"]
     digests = {
         "fusion": fusion.digest,
-        "invalid": fusion.digest,
         "camera": (camera if has_camera else fusion).digest,
         "lidar": (lidar if has_lidar else fusion).digest,
     }
@@ -85,7 +86,7 @@ def test_each_of_the_128_sensor_subsets_goes_to_the_bundle_for_it(
         check_is_of_its_frame(ladder.process(frame(*subset_of(number))), number, digests)
     assert ladder.counters["frames"] == 128
     assert ladder.counters["frames_without_sensor"] == 1
-    assert ladder.counters["rung_failures"] == 0
+    assert ladder.counters["engine_failures"] == 0
     ladder.close()
 
 
@@ -98,7 +99,7 @@ def test_the_mode_is_that_of_the_frame_whatever_came_before(
     digests = {kind: bundles[kind].digest for kind in ("fusion", "camera", "lidar")}
     for number in numbers:
         result = ladder.process(frame(*subset_of(number)))
-        check_is_of_its_frame(result, number, {**digests, "invalid": digests["fusion"]})
+        check_is_of_its_frame(result, number, digests)
     ladder.close()
 
 
@@ -138,20 +139,68 @@ def test_an_engine_that_fails_is_replaced_within_the_frame(bundles: dict[str, Bu
     result = ladder.process(frame())
     assert result.mode == "invalid"
     assert set(result.sensors_missing) == {*CAMERAS, LIDAR}
-    assert ladder.counters["rung_failures"] == 1 + 2 + 3
+    assert result.bundle_digest == lidar.bundle.digest  # it was asked
+    assert ladder.counters["engine_failures"] == 1 + 2 + 3
     assert ladder.counters["frames"] == 3
 
 
-def test_a_camera_that_its_bundle_does_without_is_named(bundles: dict[str, Bundle]) -> None:
-    ladder = Ladder(rung(bundles["fusion"]), rung(bundles["front"]))
-    result = ladder.process(frame(lidar=False))
-    assert result.sensors_used == CAMERAS[:1]
-    expected = {**dict.fromkeys(CAMERAS[1:], NOT_OF_THIS_BUNDLE), LIDAR: "no data"}
-    assert result.sensors_missing == expected
-    # without that camera it has nothing to say: the fusion bundle does
+def test_the_bundle_that_takes_most_of_the_usable_sensors_comes_first(
+    bundles: dict[str, Bundle],
+) -> None:
+    fusion, front = rung(bundles["fusion"]), rung(bundles["front"])
+    ladder = Ladder(fusion, front)
+    # six cameras: fusion takes them all
+    assert ladder.process(frame(lidar=False)).sensors_used == CAMERAS
+    # one camera, which both take: the specialist's frame
+    result = ladder.process(frame(CAMERAS[:1], lidar=False))
+    assert result.bundle_digest == front.bundle.digest
+    # others: it is not asked at all
     result = ladder.process(frame(CAMERAS[1:], lidar=False))
     assert result.sensors_used == CAMERAS[1:]
     assert result.sensors_missing == {CAMERAS[0]: "no data", LIDAR: "no data"}
+    assert front.counters["frames"] == 1
+    assert ladder.counters["engine_failures"] == 0
+
+
+def test_a_camera_that_its_bundle_does_without_is_named(bundles: dict[str, Bundle]) -> None:
+    fusion = rung(bundles["fusion"])
+    ladder = Ladder(fusion, rung(bundles["front"]))
+    fail(fusion)
+    result = ladder.process(frame(CAMERAS[:3], lidar=False))
+    assert result.sensors_used == CAMERAS[:1]
+    assert result.sensors_missing == {
+        **dict.fromkeys(CAMERAS[1:3], "engine failed: out of memory"),
+        **dict.fromkeys((*CAMERAS[3:], LIDAR), "no data"),
+    }
+
+
+def test_times_add_up_over_the_bundles_that_were_asked(bundles: dict[str, Bundle]) -> None:
+    fusion, camera = rung(bundles["fusion"]), rung(bundles["camera"])
+    ladder = Ladder(fusion, camera)
+    parts = []
+    for pipeline in (fusion, camera):
+        process = pipeline.process
+
+        def keep(frame: SensorFrame, process: Callable = process) -> PerceptionResult:
+            parts.append(process(frame))
+            return parts[-1]
+
+        pipeline.process = keep  # type: ignore[method-assign]
+    fail(fusion)
+    result = ladder.process(frame())
+    assert len(parts) == 2
+    assert result.stage_ms == {
+        stage: parts[0].stage_ms[stage] + ms for stage, ms in parts[1].stage_ms.items()
+    }
+
+
+def test_closing_a_ladder_closes_every_engine(bundles: dict[str, Bundle]) -> None:
+    ladder = Ladder(*(rung(bundles[kind]) for kind in ("fusion", "camera", "lidar")))
+    before = threading.active_count()
+    ladder.process(frame())
+    ladder.close()
+    assert [pipeline.engine.num_closed for pipeline in ladder.pipelines] == [1, 1, 1]
+    assert threading.active_count() <= before
 
 
 def test_bundles_that_do_not_belong_together_are_refused(

@@ -1,4 +1,5 @@
 import dataclasses
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -6,11 +7,12 @@ import pytest
 from toy_bundle import NUM_BOXES
 from toy_frames import FakeEngine, calibration, frame, moving
 
+from perception import model_inputs
 from perception.bundle import Bundle, load_bundle
 from perception.errors import InputError
 from perception.geometry import pool_table
 from perception.messages import Calibration
-from perception.model_inputs import ModelInputs
+from perception.model_inputs import ModelInputs, PreparedFrame, prepare_frame
 from perception.taxonomy import CAMERAS, LIDAR
 from runtime.engines.base import EngineError, ModelOutputs
 from runtime.pipeline import Pipeline
@@ -23,7 +25,8 @@ def bundle(toy_bundle: Path) -> Bundle:
 
 def test_a_whole_frame_gives_boxes_best_first_and_a_map(bundle: Bundle) -> None:
     pipeline = Pipeline(bundle, num_threads=1)
-    result = pipeline.process(frame())
+    result = pipeline.process(dataclasses.replace(frame(), T_global_ego=2.0 * np.eye(4)))
+    np.testing.assert_array_equal(result.T_global_ego, 2.0 * np.eye(4))
     # Scores are 0.5 + 0.05 i, so the LiDAR's box (i = 6) comes first.
     np.testing.assert_array_equal(result.detections.labels, [6, 5, 4, 3, 2, 1, 0])
     np.testing.assert_allclose(result.detections.scores[:2], [0.8, 0.75], rtol=1e-6)
@@ -36,6 +39,11 @@ def test_a_whole_frame_gives_boxes_best_first_and_a_map(bundle: Bundle) -> None:
     assert stages == ["preprocess", "engine", "postprocess"]
     assert all(time_ms > 0 for time_ms in result.stage_ms.values())
     assert pipeline.counters["frames"] == 1
+
+
+def test_a_score_at_the_threshold_is_kept(bundle: Bundle) -> None:
+    pipeline = Pipeline(bundle, engine=FakeEngine(), score_threshold=0.5)
+    np.testing.assert_array_equal(pipeline.process(frame()).detections.labels, [1, 2])
 
 
 def test_threshold_leaves_out_what_is_below(bundle: Bundle) -> None:
@@ -64,6 +72,106 @@ def test_without_any_sensor_the_engine_is_not_asked(bundle: Bundle) -> None:
     assert result.sensors_used == ()
     assert set(result.sensors_missing) == {*CAMERAS, LIDAR}
     assert pipeline.counters["frames_without_sensor"] == 1
+    assert result.stage_ms["engine"] == result.stage_ms["postprocess"] == 0
+
+
+def test_pillars_beyond_the_room_for_them_are_counted(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> PreparedFrame:
+        return dataclasses.replace(prepare_frame(*arguments, **options), num_dropped_pillars=7)
+
+    monkeypatch.setattr("runtime.pipeline.prepare_frame", full)
+    pipeline = Pipeline(bundle, engine=FakeEngine())
+    for _ in range(2):
+        pipeline.process(frame())
+    assert pipeline.counters["dropped_pillars"] == 14
+
+
+def set_past_checks(message: object, **values: object) -> None:
+    """What a car could hand in, where no test looks at shapes."""
+    for name, value in values.items():
+        object.__setattr__(message, name, value)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e300])
+@pytest.mark.parametrize("sensor", [LIDAR, "CAM_BACK"])
+def test_a_pose_that_cannot_be_is_a_fault_of_its_sensor(
+    bundle: Bundle, sensor: str, number: float
+) -> None:
+    whole = moving(frame(), ahead=1.0)
+    bad = np.eye(4)
+    bad[0, 3] = number
+    if sensor == LIDAR:  # whose pose is the frame's
+        sweeps = (dataclasses.replace(whole.sweeps[0], T_global_ego=bad),)
+        odd = dataclasses.replace(whole, sweeps=sweeps, T_global_ego=bad)
+    else:
+        image = dataclasses.replace(whole.images[sensor], T_global_ego=bad)
+        odd = dataclasses.replace(whole, images={**whole.images, sensor: image})
+    engine = BufferEngine()
+    result = Pipeline(bundle, engine=engine).process(odd)
+    assert result.sensors_missing == {sensor: "T_global_ego is no finite pose"}
+    expected = None if sensor == LIDAR else whole.T_global_ego
+    np.testing.assert_equal(result.T_global_ego, expected)
+    if sensor == LIDAR:  # without a pose of the frame, cameras are as mounted
+        Pipeline(bundle, engine=engine).process(frame(lidar=False))
+        seen = [inputs.pool_runs for inputs in engine.seen]
+        np.testing.assert_array_equal(seen[0], seen[1])
+
+
+def test_an_older_sweep_that_cannot_be_is_left_out(bundle: Bundle) -> None:
+    whole = moving(frame(), ahead=0.0)
+    good = dataclasses.replace(whole.sweeps[0], T_global_ego=np.eye(4))
+    lost, thin = (dataclasses.replace(good, stamp_ns=-50_000_000) for _ in range(2))
+    set_past_checks(lost, T_global_ego=np.full((4, 4), np.nan))
+    set_past_checks(thin, points_lidar=np.zeros((3, 9), np.float32))
+    engine = BufferEngine()
+    odd = dataclasses.replace(whole, sweeps=(good, lost, thin))
+    result = Pipeline(bundle, engine=engine).process(odd)
+    assert result.sensors_used == (*CAMERAS, LIDAR)
+    assert engine.seen[0].pillar_num_points.tolist() == [1]  # the newest sweep's one point
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        (np.zeros((3, 5), np.float32), "points are float32 of shape (3, 5)"),
+        (np.zeros((4, 5)), "points are float64 of shape (4, 5)"),
+        (np.zeros(4, np.float32), "points are float32 of shape (4,)"),
+    ],
+)
+def test_points_of_another_layout_are_a_fault_of_the_lidar(
+    bundle: Bundle, points: np.ndarray, said: str
+) -> None:
+    odd = frame()
+    set_past_checks(odd.sweeps[0], points_lidar=points)
+    result = Pipeline(bundle, engine=FakeEngine()).process(odd)
+    assert result.sensors_missing == {LIDAR: said}
+    assert result.mode == "camera"
+
+
+def test_a_calibration_that_cannot_be_is_a_fault_of_its_camera(bundle: Bundle) -> None:
+    good = calibration()
+    mounted = good.cameras["CAM_FRONT"]
+    cameras = {
+        **good.cameras,
+        "CAM_FRONT": dataclasses.replace(mounted, K_cam=np.zeros((3, 3))),
+        "CAM_BACK": dataclasses.replace(mounted, T_ego_cam=np.full((4, 4), np.nan)),
+    }
+    odd = dataclasses.replace(frame(), calibration=dataclasses.replace(good, cameras=cameras))
+    result = Pipeline(bundle, engine=FakeEngine()).process(odd)
+    assert set(result.sensors_missing) == {"CAM_FRONT", "CAM_BACK"}
+    assert result.sensors_missing["CAM_FRONT"].startswith("K_cam is [[0.0, 0.0, 0.0]")
+    assert result.sensors_missing["CAM_BACK"] == "T_ego_cam is no finite pose"
+
+
+def test_closing_gives_the_engine_and_the_thread_back(bundle: Bundle) -> None:
+    engine, before = FakeEngine(), threading.active_count()
+    pipeline = Pipeline(bundle, engine=engine)
+    assert pipeline.process(frame()).sensors_used
+    pipeline.close()
+    assert engine.num_closed == 1
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -102,6 +210,7 @@ def test_a_failing_engine_is_a_named_state_and_the_next_frame_works(bundle: Bund
     result = pipeline.process(frame(lidar=False))
     assert result.sensors_used == ()
     assert result.sensors_missing["CAM_FRONT"] == "engine failed: out of memory"
+    assert result.stage_ms["engine"] > 0
     assert result.sensors_missing[LIDAR] == "no data"
     assert len(result.detections.scores) == 0
     engine.error = None
@@ -150,7 +259,7 @@ def test_each_result_names_its_bundle_and_its_calibration(bundle: Bundle) -> Non
     pipeline = Pipeline(bundle, engine=FakeEngine())
     for number, sensors in enumerate((frame(), frame((), lidar=False))):
         result = pipeline.process(dataclasses.replace(sensors, calibration_epoch=number))
-        assert result.bundle_digest == bundle.digest
+        assert result.bundle_digest == (bundle.digest if number == 0 else "")  # nobody was asked
         assert result.calibration_epoch == number
 
 
@@ -215,7 +324,8 @@ def test_a_prepared_calibration_costs_the_next_frame_no_table(
     changed = calibration(focal_px=110.0)
     pipeline.prepare_calibration(changed)
     built = []
-    monkeypatch.setattr(pool_table, "pool_table", lambda *arguments: built.append(arguments))
+    for module in (pool_table, model_inputs):  # wherever it is called from
+        monkeypatch.setattr(module, "pool_table", lambda *arguments: built.append(arguments))
     # those of all cameras and of the cameras that the newest frame had are there
     for sensors in (lost, frame()):
         result = pipeline.process(dataclasses.replace(sensors, calibration=changed))

@@ -1,6 +1,7 @@
 import dataclasses
 import sys
 import types
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -236,3 +237,16 @@ def test_images_may_be_written_where_the_engine_reads_them(toy_bundle: Path) -> 
     memory[...] = np.arange(0, 60, 10, dtype=np.uint8)[:, None, None, None]
     brightness = engine.run(inputs).boxes_ego[:6, 1]
     np.testing.assert_allclose(brightness, np.arange(0, 60, 10) / 255, rtol=1e-5)
+
+
+def test_a_closed_engine_holds_nothing_and_refuses_frames(toy_bundle: Path) -> None:
+    engine = OnnxEngine(load_bundle(toy_bundle), num_threads=1)
+    memory = engine.input_buffer("images")
+    session = weakref.ref(engine._session)
+    engine.close()
+    engine.close()
+    assert session() is None
+    assert memory is not None
+    assert engine.input_buffer("images") is None
+    with pytest.raises(EngineError, match="the engine is closed"):
+        engine.run(inputs_without_sensors(load_bundle(toy_bundle)))

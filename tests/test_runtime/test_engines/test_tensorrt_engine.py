@@ -11,7 +11,7 @@ from fake_tensorrt import write_countable_toy
 from export import to_trt
 from export.parity_frames import noise_frame
 from perception import bundle as bundles
-from perception.bundle import load_bundle
+from perception.bundle import load_bundle, write_manifest
 from perception.errors import InputError
 from perception.model_inputs import ModelInputs
 from runtime.engines import tensorrt_engine
@@ -19,6 +19,9 @@ from runtime.engines.base import Engine, EngineError
 from runtime.engines.engine_manifest import ENGINE_CARD_FILE, ENGINE_FILE
 from runtime.engines.selection import open_engine
 from runtime.engines.tensorrt_engine import MissingPartError, TensorrtEngine
+from runtime.ladder import Ladder
+from runtime.pipeline import Pipeline
+from runtime.self_test import self_test, write_golden
 
 
 @pytest.fixture
@@ -52,6 +55,30 @@ def test_a_frame_goes_through_one_cuda_graph(trt, built):
     np.testing.assert_allclose(outputs.boxes_ego[:6, 1], brightness, rtol=1e-5)
     np.testing.assert_allclose(outputs.scores, 0.5 + 0.05 * np.arange(7), rtol=1e-6)
     assert outputs.labels.dtype == np.int64
+
+
+def test_whatever_is_configured_and_cleaned_up_leaves_nothing_on_the_gpu(trt, built):
+    bundle = load_bundle(built)
+    first = TensorrtEngine(bundle)
+    write_golden(built, frame(built), first.run(frame(built)))
+    write_manifest(built)
+    first.close()
+    for index in range(3):
+        bundle = load_bundle(built)
+        pipeline = Pipeline(bundle, engine=open_engine(bundle, "tensorrt"))
+        ladder = Ladder(pipeline)
+        ladder.warm_up()
+        if index == 1:  # a wrong kernel: the self-test refuses it
+            trt.twist = lambda outputs: outputs["scores"].fill(1.0)
+            with pytest.raises(InputError, match="does not pass its self-test"):
+                self_test(pipeline)
+            trt.twist = None
+        else:
+            self_test(pipeline)
+        assert not trt.cuda.is_clean
+        ladder.close()
+        assert trt.cuda.is_clean
+        ladder.close()  # once more is no harm
 
 
 def test_answers_of_earlier_frames_stay_as_they_were(built):
