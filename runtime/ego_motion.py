@@ -6,14 +6,19 @@ from collections import Counter
 import numpy as np
 from jaxtyping import Float64
 
+from runtime.time_steps import SetBack
+
+LATEST_NS = 100_000_000
+"""Poses come in order within this [ns]. Source: ours; one period of the frames."""
+
 
 class EgoPoseBuffer:
     """Keeps the recent ego poses and gives the pose at any instant between them.
 
     Positions are interpolated linearly, rotations along the shortest arc (slerp) between the two
     neighbours. Outside the known span nothing is extrapolated: within `tolerance_ns` of an end that
-    end's pose is given, further out none. A stamp older than the newest by more than `max_age_ns`
-    means that time was set back: the buffer starts over.
+    end's pose is given, further out none. Where stamps show that time was set back (`SetBack`, with
+    the usual period of frames), the buffer starts over.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class EgoPoseBuffer:
         self._tolerance_ns = tolerance_ns
         self._max_gap_ns = max_gap_ns
         self._max_poses = max_poses
+        self._clock = SetBack(LATEST_NS)
         self._stamps: list[int] = []
         self._poses: list[np.ndarray] = []
 
@@ -53,7 +59,7 @@ class EgoPoseBuffer:
         if T_global_ego.shape != (4, 4) or not np.isfinite(T_global_ego).all():
             self.counters["pose not finite"] += 1
             return
-        if self._stamps and stamp_ns < self._stamps[-1] - self._max_age_ns:
+        if self._clock.take(stamp_ns):
             self.counters["time jumped back"] += 1
             self._stamps, self._poses = [], []
         place = bisect.bisect_left(self._stamps, stamp_ns)

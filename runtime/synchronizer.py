@@ -18,10 +18,7 @@ from dataclasses import dataclass, field
 from perception.errors import InputError
 from perception.messages import Calibration, CameraImage, LidarSweep, SensorFrame, SensorMessage
 from perception.taxonomy import LIDAR
-
-JUMP_NS = 1_000_000_000
-"""A step of time by more than this starts everything over, e.g. a log that is played again.
-Source: ours; ten periods, and longer than any useful wait."""
+from runtime.time_steps import JUMP_NS, SetBack
 
 CAMERA_OFFSET_NS = -40_000_000
 """Source: ours; a camera's newest image is half a period of 12 Hz old on average."""
@@ -116,7 +113,6 @@ class _State:
     tracks: dict[str, _Track]
     sweeps: list[LidarSweep] = field(default_factory=list)
     """For accumulation, oldest first."""
-    now_ns: int | None = None
     instant_ns: int | None = None
     """Instant of the next frame; None before the first message."""
     index: int = 0
@@ -154,8 +150,10 @@ class Synchronizer:
     between two frames, too old for the next and newer than the last one's instant. If they are
     sweeps, they are kept for accumulation.
 
-    Time is the largest `now_ns` so far. If it steps back, or past the next frame's end, by more
-    than `JUMP_NS`, that is counted, what is there is emitted, and everything starts over. Memory:
+    Time is the largest `now_ns` so far. If it is set back (`SetBack`), or steps past the next
+    frame's end by more than `JUMP_NS`, that is counted, what is there is emitted, and everything
+    starts over, so that no frame mixes the two times. A step ahead that is smaller looks like
+    sensors that were silent, and frames go on. Memory:
     per sensor one message for each frame that begins within `wait_ns` + `max_ahead_ns`, and twice
     `max_sweeps` sweeps.
     """
@@ -174,6 +172,7 @@ class Synchronizer:
         self._calibration_epoch = 0
         self._sensors = (*config.cameras, LIDAR)
         self._state = self._nothing()
+        self._clock = SetBack(config.period_ns)
 
     @property
     def deadline_ns(self) -> int | None:
@@ -250,12 +249,12 @@ class Synchronizer:
 
     def _now_ns(self) -> int:
         """Time; there is one as soon as it has been set."""
-        return self._state.now_ns or 0
+        return self._clock.newest_ns or 0
 
     def _set_time(self, now_ns: int) -> list[SensorFrame]:
         """Go on to a time, or start over if that is too far away."""
         state, config, frames = self._state, self._config, []
-        is_back = state.now_ns is not None and now_ns < state.now_ns - JUMP_NS
+        is_back = self._clock.take(now_ns)
         had_instant = state.instant_ns is not None
         if is_back or (
             state.instant_ns is not None and now_ns > state.instant_ns + config.wait_ns + JUMP_NS
@@ -264,10 +263,7 @@ class Synchronizer:
             frames = self.flush()
             # Frames go on, empty ones too, until the first message says where they belong.
             self._state = self._nothing()
-            self._state.now_ns = now_ns
             self._state.instant_ns = now_ns if had_instant else None
-        elif state.now_ns is None or now_ns > state.now_ns:
-            state.now_ns = now_ns
         return frames
 
     def _emit_due(self, now_ns: int) -> list[SensorFrame]:

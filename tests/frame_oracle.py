@@ -2,9 +2,11 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from perception.taxonomy import LIDAR
-from runtime.synchronizer import JUMP_NS, PATIENCE_FRAMES, RECENT_STAMPS, SynchronizerConfig
+from runtime.synchronizer import PATIENCE_FRAMES, RECENT_STAMPS, SynchronizerConfig
+from runtime.time_steps import JUMP_NS
 
 Push = tuple[str, int, int | None]
 """Sensor, stamp, and time of arrival, None for the stamp. Sensor "time": no message, only time."""
@@ -26,6 +28,8 @@ class Oracle:
     frames: list[OracleFrame] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
     time: int | None = None
+    times: list[int] = field(default_factory=list)
+    """Every time since the last jump, in order of arrival."""
     start: int | None = None
     """t(0)"""
     start_is_sample: bool = False
@@ -75,15 +79,24 @@ class Oracle:
         self.emit_due(self.time)
 
     def pass_time(self, now: int) -> None:
-        back = self.time is not None and now < self.time - JUMP_NS
+        self.times.append(now)
+        back = self.is_set_back()
         ahead = self.start is not None and now > self.instant() + self.config.wait_ns + JUMP_NS
         if back or ahead:
             self.counters["time jumped back" if back else "time jumped ahead"] += 1
             self.flush()
             self.start = None if self.start is None else now
-            self.start_is_sample, self.old, self.time = False, 0, now
+            self.start_is_sample, self.old, self.time, self.times = False, 0, now, [now]
             self.epoch, self.kept, self.attempts, self.last_fault = [], {}, {}, {}
         self.time = now if self.time is None else max(self.time, now)
+
+    def is_set_back(self) -> bool:
+        """Whether the last times are all more than half a period behind, and for a period."""
+        *_, now = self.times
+        near = max(self.times) - min(self.config.period_ns // 2, JUMP_NS)
+        behind = list(takewhile(lambda time: time < near, reversed(self.times)))
+        far = now < max(self.times) - JUMP_NS
+        return far or bool(behind and now - min(behind) >= self.config.period_ns)
 
     def fault(self, sensor: str, stamp: int) -> str:
         config, offset = self.config, self.offsets[sensor]

@@ -62,9 +62,9 @@ def test_memory_is_bounded_by_age_and_number() -> None:
 
 
 def test_time_that_was_set_back_starts_over() -> None:
-    buffer = EgoPoseBuffer(max_age_ns=100 * MS)
-    buffer.add(1000 * MS, pose(5, 0))
-    buffer.add(0, pose(1, 0))
+    buffer = EgoPoseBuffer()
+    buffer.add(1001 * MS, pose(5, 0))
+    buffer.add(0, pose(1, 0))  # by more than a second
     assert len(buffer) == 1
     assert buffer.at(0)[0, 3] == 1
     assert buffer.counters == {"time jumped back": 1}
@@ -116,3 +116,26 @@ def _turned(axis_angle: tuple[float, ...]) -> np.ndarray:
 def _angle(T_0: np.ndarray, T_1: np.ndarray) -> float:
     # |R0 - R1| (Frobenius) = 2 sqrt(2) sin(angle / 2): well conditioned for small angles too.
     return 2 * float(np.arcsin(min(1.0, np.linalg.norm(T_0[:3, :3] - T_1[:3, :3]) / np.sqrt(8))))
+
+
+def test_time_that_was_set_back_by_less_than_a_second_starts_over_too() -> None:
+    buffer = EgoPoseBuffer()
+    for step in range(10):
+        buffer.add((1000 + 20 * step) * MS, pose(step, 0))
+    # 50 Hz from 880 ms on, 300 ms behind: after 80 ms they may be late poses, after 100 ms not
+    for step in range(5):
+        buffer.add((880 + 20 * step) * MS, pose(50, 0))
+    assert not buffer.counters
+    buffer.add(980 * MS, pose(50, 0))
+    assert buffer.counters == {"time jumped back": 1}
+    assert len(buffer) == 1
+    assert buffer.at(1100 * MS) is None  # the old time's pose
+
+
+def test_a_late_pose_is_no_step_of_time() -> None:
+    buffer = EgoPoseBuffer()
+    for step in range(10):
+        buffer.add((1000 + 20 * step) * MS, pose(step, 0))
+        buffer.add((800 + 20 * step) * MS, pose(step, 0))
+    assert not buffer.counters
+    assert len(buffer) == 20

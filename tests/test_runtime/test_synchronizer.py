@@ -20,7 +20,8 @@ from perception.data.nuscenes_log import MissingFile, NuScenesLog
 from perception.errors import InputError
 from perception.messages import Calibration, CameraImage
 from perception.taxonomy import CAMERAS, LIDAR
-from runtime.synchronizer import JUMP_NS, PATIENCE_FRAMES, Synchronizer, SynchronizerConfig
+from runtime.synchronizer import PATIENCE_FRAMES, Synchronizer, SynchronizerConfig
+from runtime.time_steps import JUMP_NS
 
 PERIOD = 100 * MS
 

@@ -2,13 +2,12 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sensor_schedule import MS, SECOND, SENSORS, message, new, run, schedule, stamps_of
 
-from perception.messages import SensorFrame
+from perception.messages import SensorFrame, SensorMessage
 from perception.taxonomy import LIDAR
-from runtime.synchronizer import JUMP_NS, PATIENCE_FRAMES
+from runtime.synchronizer import PATIENCE_FRAMES
+from runtime.time_steps import JUMP_NS
 
 PERIOD = 100 * MS
 TICK = 10 * MS
@@ -90,35 +89,89 @@ def test_log_that_is_played_a_hundred_times_gives_the_same_frames_each_time() ->
     assert synchronizer.counters == {"time jumped back": 99}
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    st.sampled_from([1, -1]),
-    st.sampled_from([1, 10, 40, 100, 250, 900, 1200, 5000, 60_000, 3_600_000]),
-    st.integers(0, 99),
-    st.booleans(),
-)
-def test_frames_go_on_after_a_jump_of_time(
-    sign: int, jump_ms: int, phase_ms: int, with_now: bool
-) -> None:
+JUMPS_MS = (1, 10, 40, 60, 99, 101, 149, 151, 200, 250, 500, 900, 1000, 1200, 60_000, 3_600_000)
+
+
+def era_of(message: SensorMessage) -> float:
+    """0 before the jump, 1 after it."""
+    assert message.T_global_ego is not None
+    return float(message.T_global_ego[1, 3])
+
+
+@pytest.mark.parametrize("with_now", [False, True], ids=["stamps", "clock"])
+@pytest.mark.parametrize("jump_ms", [sign * jump for jump in JUMPS_MS for sign in (1, -1)])
+def test_frames_go_on_after_a_jump_of_time(jump_ms: int, with_now: bool) -> None:
+    for phase_ms in range(0, 100, 7):
+        check_jump(jump_ms * MS, phase_ms * MS, with_now)
+
+
+def check_jump(jump_ns: int, phase_ns: int, with_now: bool) -> None:
     sensors, start_ns = ("CAM_FRONT", "CAM_BACK", LIDAR), 10_000 * SECOND
-    synchronizer, jump_ns = new(cameras=sensors[:2]), sign * jump_ms * MS
-    cut_ns = start_ns + (1500 + phase_ms) * MS
-    frames = []
+    synchronizer = new(cameras=sensors[:2])
+    cut_ns = start_ns + 1500 * MS + phase_ns
+    frames, tick_ns = [], start_ns
     for stamp_ns, sensor in schedule(2.5, sensors, start_ms=start_ns // MS + 1000):
-        moved_ns = stamp_ns + jump_ns * (stamp_ns >= cut_ns)
-        now_ns = moved_ns + 5 * MS if with_now else None
-        for frame in synchronizer.push(message(sensor, moved_ns), now_ns):
-            assert spread(frame) <= 160 * MS  # no frame mixes the two times
-            frames.append((stamp_ns, frame))
-    # A step back of less than a second is waited for: the frames of that time have gone out.
-    pause_ns = -jump_ns if -JUMP_NS < jump_ns < 0 else 0
-    after = [stamp_ns for stamp_ns, frame in frames if stamp_ns >= cut_ns and not frame.missing]
-    # Of these the first may still be the old time's.
-    assert after[1] <= cut_ns + pause_ns + 3 * PERIOD
-    jumps = {f"time jumped {'back' if sign < 0 else 'ahead'}": 1} if jump_ms > 1000 else {}
-    assert {k: n for k, n in synchronizer.counters.items() if "jumped" in k} == jumps
-    if sign > 0:
+        is_after = stamp_ns >= cut_ns
+        sent = message(sensor, stamp_ns + jump_ns * is_after)
+        sent.T_global_ego[1, 3] = is_after
+        now_ns = None
+        if with_now:
+            now_ns = sent.stamp_ns + 5 * MS
+            for ago_ms in range(40, 0, -10):  # time goes on between messages, too
+                if stamp_ns - ago_ms * MS > max(tick_ns, cut_ns if is_after else 0):
+                    tick_ns = stamp_ns - ago_ms * MS
+                    ticked = synchronizer.advance(now_ns - ago_ms * MS)
+                    frames += [(tick_ns, frame) for frame in ticked]
+            tick_ns = stamp_ns
+        frames += [(stamp_ns, frame) for frame in synchronizer.push(sent, now_ns)]
+    times = [stamp_ns for stamp_ns, _ in frames]
+    assert max(b - a for a, b in pairwise(times)) <= 3 * PERIOD + TICK  # with the next message
+    whole = [
+        stamp_ns
+        for stamp_ns, frame in frames
+        if not frame.missing
+        and all(era_of(sent) for sent in (*frame.images.values(), frame.sweeps[0]))
+    ]
+    assert whole[0] <= cut_ns + 3 * PERIOD
+    # A set-back clock shows from 2.5 periods on, at times from 1.5; one ahead beyond a second.
+    jumps = {k: n for k, n in synchronizer.counters.items() if "jumped" in k}
+    is_seen = (
+        jump_ns <= -2.5 * PERIOD or jump_ns > JUMP_NS or bool(jumps and jump_ns < -1.5 * PERIOD)
+    )
+    assert jumps == ({f"time jumped {'back' if jump_ns < 0 else 'ahead'}": 1} if is_seen else {})
+    for _, frame in frames:
+        assert spread(frame) <= 160 * MS
+        newest = [*frame.images.values(), *frame.sweeps[:1]]
+        if is_seen or jump_ns > 1.5 * PERIOD:
+            assert len({era_of(sent) for sent in newest}) <= 1  # old and new are never mixed
+        if is_seen:
+            assert len({era_of(sent) for sent in (*newest, *frame.sweeps)}) <= 1
+    if jump_ns > 0:
         # Nothing is dropped, but what comes first after a gap in which its sensor was given up may
         # miss a frame that did not wait for it.
         dropped = {k: n for k, n in synchronizer.counters.items() if "jumped" not in k}
         assert all(k.endswith(": late") and n == 1 for k, n in dropped.items())
+
+
+def test_one_sensor_that_is_late_is_no_jump_of_time() -> None:
+    synchronizer = new(cameras=("CAM_FRONT",))
+    for stamp_ns, sensor in schedule(3, ("CAM_FRONT", LIDAR)):
+        synchronizer.push(message(sensor, stamp_ns))
+        # camera images of 300 to 170 ms ago, between those of the others
+        if sensor == LIDAR:
+            synchronizer.push(message("CAM_FRONT", stamp_ns - 300 * MS))
+            synchronizer.push(message("CAM_FRONT", stamp_ns - 201 * MS))
+    assert not any("jumped" in cause for cause in synchronizer.counters)
+
+
+def test_a_clock_that_is_set_back_without_messages_is_noticed_too() -> None:
+    synchronizer = new(cameras=("CAM_FRONT",))
+    for stamp_ns, sensor in schedule(1, ("CAM_FRONT", LIDAR)):
+        synchronizer.push(message(sensor, stamp_ns))
+    now_ns = stamp_ns - 500 * MS
+    assert synchronizer.advance(now_ns) == []
+    assert synchronizer.advance(now_ns + 99 * MS) == []
+    frames = synchronizer.advance(now_ns + 100 * MS)
+    assert synchronizer.counters["time jumped back"] == 1
+    assert all(frame.stamp_ns > now_ns for frame in frames)  # what had not gone out yet
+    assert len(synchronizer.advance(now_ns + 300 * MS)) == 2  # and on, each period

@@ -9,7 +9,8 @@ from sensor_schedule import CALIBRATION, MS, message, stamps_of
 
 from perception.messages import SensorFrame
 from perception.taxonomy import LIDAR
-from runtime.synchronizer import JUMP_NS, Synchronizer, SynchronizerConfig
+from runtime.synchronizer import Synchronizer, SynchronizerConfig
+from runtime.time_steps import JUMP_NS
 
 SENSORS = ("A", "B", LIDAR)
 UNIT = 5 * MS
