@@ -22,7 +22,6 @@ COUNTERS = (
     "frames",
     "frames_without_sensor",
     "engine_failures",
-    "rung_failures",
     "dropped_boxes",
     "dropped_pillars",
     "dropped_voxels",

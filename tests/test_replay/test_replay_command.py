@@ -55,9 +55,9 @@ def test_ladder_faults_and_recordings_in_one_run(
         "fusion", "fusion", "camera", "camera", "fusion", "lidar", "lidar", "invalid",
     ]  # fmt: skip
     report = json.loads((tmp_path / "replay.json").read_text())
-    # all three folders have the same name; the invalid frame is the fusion bundle's
+    # all three folders have the same name; the invalid frame is no bundle's
     assert [(b["name"], b["recipe"], b["frames"]) for b in report["bundles"]] == [
-        ("bundle", "toy", 4), ("bundle", "camera", 2), ("bundle", "lidar", 2),
+        ("bundle", "toy", 3), ("bundle", "camera", 2), ("bundle", "lidar", 2),
     ]  # fmt: skip
     assert [len(frame["labels"]) for frame in frames] == [7, 7, 6, 6, 7, 1, 1, 0]
     with (tmp_path / "drive.mcap").open("rb") as file:
