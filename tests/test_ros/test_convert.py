@@ -272,7 +272,7 @@ def info(**values: object) -> CameraInfo:
         (info(k=[1e300, 0.0, 1.0, 0.0, 1e300, 1.0, 0.0, 0.0, 1.0]), "focal_length"),
         (info(k=[1e-310, 0.0, 1.0, 0.0, 5.0, 1.0, 0.0, 0.0, 1.0]), "focal_length"),
         (info(k=[5.0, 0.0, 1.0, 0.0, 1e-310, 1.0, 0.0, 0.0, 1.0]), "focal_length"),
-        (info(k=[5.0, 1e308, 1.0, 0.0, 5.0, 1.0, 0.0, 0.0, 1.0]), "intrinsics"),
+        (info(k=[500.0, 1e308, 1.0, 0.0, 500.0, 1.0, 0.0, 0.0, 1.0]), "intrinsics"),
         (info(width=0), "size_zero"),
     ],
 )

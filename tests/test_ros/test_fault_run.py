@@ -182,7 +182,7 @@ def test_a_killed_rig_comes_back_and_a_changed_calibration_is_used(
     info = convert.to_camera_info(
         calibration(160, 90).cameras[CAMERAS[0]], convert.make_header(1, "c")
     )
-    info.k[0] = info.k[4] = 150.0
+    info.k[0] = info.k[4] = info.p[0] = info.p[5] = 150.0
     publisher = listener.node.create_publisher(
         CameraInfo, "/bev/input/camera_info0", qos_profile_sensor_data
     )

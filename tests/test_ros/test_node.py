@@ -342,7 +342,7 @@ def test_without_any_input_the_results_are_explicitly_invalid_every_period(
     last = boxes[-1]
     assert last.mode == Box3DArray.MODE_INVALID
     assert (list(last.boxes), list(last.sensors_used)) == ([], [])
-    assert last.bundle == load_bundle(test_bundle).digest
+    assert last.bundle == ""  # none computed it
     reasons = {fault.sensor: fault.reason for fault in last.sensors_missing}
     assert set(reasons) == {*load_bundle(test_bundle).card.inputs.cameras, "LIDAR_TOP"}
     assert set(reasons.values()) == {"no data yet"}
