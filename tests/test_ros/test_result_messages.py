@@ -3,6 +3,7 @@ import importlib
 import sys
 import types
 from array import array
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: run make test in .v
 pytest.importorskip("perception_ros", reason="the ROS workspace is not sourced")
 
 from perception_msgs.msg import Box3DArray
-from perception_ros import result_messages
+from perception_ros import convert, result_messages
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from visualization_msgs.msg import Marker
 
 from perception.geometry.grid import BevGrid
@@ -133,13 +135,17 @@ def vision_msgs(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A stand-in for vision_msgs, which no registry of Python packages has: fields, no checks."""
     stand_in = types.ModuleType("vision_msgs.msg")
     for name in (
-        "BoundingBox3D", "Detection3D", "Detection3DArray", "ObjectHypothesis",
-        "ObjectHypothesisWithPose",
+        "BoundingBox3D", "Detection3D", "Detection3DArray", "LabelInfo", "ObjectHypothesis",
+        "ObjectHypothesisWithPose", "VisionClass",
     ):  # fmt: skip
         setattr(stand_in, name, type(name, (types.SimpleNamespace,), {}))
     monkeypatch.setitem(sys.modules, "vision_msgs", types.ModuleType("vision_msgs"))
     monkeypatch.setitem(sys.modules, "vision_msgs.msg", stand_in)
-    monkeypatch.delitem(sys.modules, "perception_ros.vision_messages", raising=False)
+    package = importlib.import_module("perception_ros")
+    for name in ("vision_messages", "outputs"):  # imported anew, and as they were afterwards
+        monkeypatch.setattr(package, name, None, raising=False)
+        monkeypatch.setitem(sys.modules, f"perception_ros.{name}", stand_in)
+        del sys.modules[f"perception_ros.{name}"]
     return stand_in
 
 
@@ -154,6 +160,62 @@ def test_boxes_as_vision_msgs(vision_msgs: types.ModuleType) -> None:
     (hypothesis,) = detection.results
     assert (hypothesis.hypothesis.class_id, hypothesis.hypothesis.score) == ("truck", 0.75)
     assert hypothesis.pose.pose == box.pose
+
+
+def test_label_info_names_the_bits_of_the_map_mask(vision_msgs: types.ModuleType) -> None:
+    # Field names as in vision_msgs 4: LabelInfo{header, class_map, threshold}.
+    to_label_info = importlib.import_module("perception_ros.vision_messages").to_label_info
+    header = convert.make_header(STAMP_NS, "base_link")
+    message = to_label_info(tuple("abcdefghi"), 0.4, header)
+    assert (message.header, message.threshold) == (header, 0.4)
+    # Seven bits below "known" (0x80); the eighth and ninth class have none.
+    pairs = [(entry.class_id, entry.class_name) for entry in message.class_map]
+    assert pairs == [(1, "a"), (2, "b"), (4, "c"), (8, "d"), (16, "e"), (32, "f"), (64, "g")]
+
+
+class RecordedNode:
+    """What `Outputs` asks of its node: publishers that note what they were made for and given."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, types.SimpleNamespace] = {}
+        self.destroyed: list[types.SimpleNamespace] = []
+        self.destroy_lifecycle_publisher = self.destroyed.append
+
+    def create_publisher(
+        self, kind: type, topic: str, qos: QoSProfile | int, *, lifecycle: bool = False
+    ) -> types.SimpleNamespace:
+        sent: list[Any] = []
+        self.made[topic] = types.SimpleNamespace(
+            kind=kind, qos=qos, lifecycle=lifecycle, sent=sent, publish=sent.append
+        )
+        return self.made[topic]
+
+    def create_lifecycle_publisher(self, *of_topic: Any) -> types.SimpleNamespace:
+        return self.create_publisher(*of_topic, lifecycle=True)
+
+    def get_clock(self) -> types.SimpleNamespace:
+        return types.SimpleNamespace(now=lambda: types.SimpleNamespace(nanoseconds=STAMP_NS))
+
+
+def test_label_info_is_said_at_configure_and_kept_for_who_comes_later(
+    vision_msgs: types.ModuleType,
+) -> None:
+    node = RecordedNode()
+    outputs = importlib.import_module("perception_ros.outputs").Outputs(
+        node, ("walkway", "divider"), base_frame="car", map_threshold=0.4
+    )
+    info = node.made["~/output/map_mask/label_info"]
+    assert info.kind is vision_msgs.LabelInfo
+    assert info.qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
+    assert info.qos.reliability == ReliabilityPolicy.RELIABLE
+    assert not info.lifecycle  # one that is would swallow it: the node is not active yet
+    (message,) = info.sent
+    assert (message.header.frame_id, message.threshold) == ("car", 0.4)
+    assert message.header.stamp.sec == STAMP_NS // 10**9
+    assert [entry.class_name for entry in message.class_map] == ["walkway", "divider"]
+    assert all(not other.sent for other in node.made.values() if other is not info)
+    outputs.close()
+    assert node.destroyed == list(node.made.values())
 
 
 def test_markers_delete_the_old_ones_then_draw_cube_heading_and_text() -> None:

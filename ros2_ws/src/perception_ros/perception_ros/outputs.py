@@ -7,22 +7,27 @@ from typing import Any
 from nav_msgs.msg import OccupancyGrid
 from perception_msgs.msg import Box3DArray
 from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from visualization_msgs.msg import MarkerArray
 
 from perception_ros import result_messages
+from perception_ros.convert import make_header
 from runtime.api import PerceptionResult
 
 try:
-    from vision_msgs.msg import Detection3DArray
+    from vision_msgs.msg import Detection3DArray, LabelInfo
 
-    from perception_ros.vision_messages import to_detections
+    from perception_ros.vision_messages import to_detections, to_label_info
 except ImportError:  # not among the wheels
     Detection3DArray = None
 
 
 class Outputs:
-    """Lifecycle publishers: silent while the node is not active."""
+    """Lifecycle publishers: silent while the node is not active.
+
+    Only how the map mask is read is said before, once, and kept for who comes later.
+    """
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class Outputs:
         self._detections = None
         if Detection3DArray is not None:
             self._detections = self._make(Detection3DArray, "detections", 5)
+            self._say_labels(map_classes)
 
     def close(self) -> None:
         """Take the publishers back."""
@@ -82,6 +88,13 @@ class Outputs:
         publisher = self._node.create_lifecycle_publisher(kind, f"~/output/{name}", depth)
         self._publishers.append(publisher)
         return publisher
+
+    def _say_labels(self, map_classes: tuple[str, ...]) -> None:
+        qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        publisher = self._node.create_publisher(LabelInfo, "~/output/map_mask/label_info", qos)
+        self._publishers.append(publisher)
+        header = make_header(self._node.get_clock().now().nanoseconds, self._base_frame)
+        publisher.publish(to_label_info(map_classes, self._map_threshold, header))
 
 
 def _publish_if_heard(publisher: Any, make: Callable[[], Any]) -> None:
