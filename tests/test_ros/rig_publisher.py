@@ -3,14 +3,18 @@
     python tests/test_ros/rig_publisher.py CALIBRATION [--size 160x90] [--script '[[0, "1111111"]]']
 
 A script says from which second on which sensors send: a digit per camera and one for the LiDAR.
-What has not sent yet has no publisher either. One line of JSON is printed per change, and the
-numbers of messages at the end.
+What has not sent yet has no publisher either. With `--hold` its first line goes on until SIGUSR1
+comes, and the seconds count from then. One line of JSON is printed per change, and the numbers of
+messages at the end.
 """
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +77,20 @@ class Rig:
         self.sent[index] += 1
 
 
-def play(rig: Rig, script: list[tuple[float, str]], rates: tuple[float, float], end: float) -> None:
-    """Send by the script until its end [s]."""
+def play(
+    rig: Rig,
+    script: list[tuple[float, str]],
+    rates: tuple[float, float],
+    is_over: Callable[[float], bool],
+) -> None:
+    """Send by the script until it is over, which is asked with the time since its start [s]."""
     periods = [1 / rates[0]] * len(CAMERAS) + [1 / rates[1]]
     # The cameras' pictures come one after the other, as those of a car whose LiDAR turns.
     due = [index / len(periods) * period for index, period in enumerate(periods)]
     start, alive = time.monotonic(), ""
     while True:
         index = int(np.argmin(due))
-        if due[index] > end:
+        if is_over(due[index]):
             return
         time.sleep(max(0.0, start + due[index] - time.monotonic()))
         now_alive = [sensors for since, sensors in script if since <= due[index]][-1]
@@ -104,7 +113,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--wait-for", type=int, default=0, help="subscriptions before the start")
     parser.add_argument("--script", default=json.dumps([[0, "1" * NUM_SENSORS]]))
+    parser.add_argument("--hold", action="store_true", help="start the script with SIGUSR1")
     arguments = parser.parse_args()
+    go = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: go.set())
     width, height = map(int, arguments.size.split("x"))
     write_calibration(arguments.calibration, calibration(width, height))
     rclpy.init()
@@ -117,8 +129,11 @@ def main() -> None:
         time.sleep(1.0)  # the other side may not have matched yet
         rig.sent = [0] * NUM_SENSORS
     rates = (arguments.camera_hz, arguments.lidar_hz)
+    script = json.loads(arguments.script)
     try:
-        play(rig, json.loads(arguments.script), rates, arguments.seconds)
+        if arguments.hold:
+            play(rig, script[:1], rates, lambda _: go.is_set())
+        play(rig, script, rates, lambda since_s: since_s > arguments.seconds)
     except KeyboardInterrupt:
         pass
     print(json.dumps({"sent": rig.sent}), flush=True)  # noqa: T201
