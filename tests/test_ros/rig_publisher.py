@@ -62,8 +62,8 @@ class Rig:
         self.publishers: dict[int, Any] = {}
         self.sent = [0] * NUM_SENSORS
 
-    def send(self, index: int) -> None:
-        """Publish one message of a sensor."""
+    def send(self, index: int, frame: str = "sensor") -> None:
+        """Publish one message of a sensor, in a frame of this name."""
         message = self.messages[index]
         if index not in self.publishers:
             qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -72,7 +72,7 @@ class Rig:
             self.publishers[index] = self.node.create_publisher(
                 PointCloud2 if lidar else Image, f"/bev/input/{topic}", qos
             )
-        message.header = convert.make_header(time.time_ns(), message.header.frame_id)
+        message.header = convert.make_header(time.time_ns(), frame)
         self.publishers[index].publish(message)
         self.sent[index] += 1
 
@@ -123,7 +123,7 @@ def main() -> None:
     rig = Rig((width, height), arguments.points)
     if arguments.wait_for:
         for index in range(NUM_SENSORS):
-            rig.send(index)
+            rig.send(index, "probe")
         while sum(p.get_subscription_count() for p in rig.publishers.values()) < arguments.wait_for:
             time.sleep(0.05)
         time.sleep(1.0)  # the other side may not have matched yet

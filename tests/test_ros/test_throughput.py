@@ -26,6 +26,8 @@ def test_six_full_size_cameras_and_a_lidar_arrive_whole(listener: Any, tmp_path:
     bytes_of = [0] * 7
 
     def count(index: int, message: Any) -> None:
+        if message.header.frame_id == "probe":  # sent before both sides know each other
+            return
         counts[index] += 1
         bytes_of[index] = len(message.data)
 
@@ -43,9 +45,7 @@ def test_six_full_size_cameras_and_a_lidar_arrive_whole(listener: Any, tmp_path:
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        listener.spin_until(lambda: all(counts), "everything has been heard once", 60.0)
-        probes = list(counts)  # one message a topic goes before the start
-        listener.spin_until(lambda: rig.poll() is not None, "the rig has ended", 120.0)
+        listener.spin_until(lambda: rig.poll() is not None, "the rig has ended", 150.0)
         end = time.monotonic() + 1.0
         listener.spin_until(lambda: time.monotonic() > end, "the rest has come")
     finally:
@@ -53,10 +53,9 @@ def test_six_full_size_cameras_and_a_lidar_arrive_whole(listener: Any, tmp_path:
         rig.wait()
     assert rig.stdout is not None
     sent = json.loads(rig.stdout.read().splitlines()[-1])["sent"]
-    heard = [count - probe for count, probe in zip(counts, probes, strict=True)]
-    print(f"sent {sent}, heard {heard}, {bytes_of[0]} and {bytes_of[6]} bytes")  # noqa: T201
+    print(f"sent {sent}, heard {counts}, {bytes_of[0]} and {bytes_of[6]} bytes")  # noqa: T201
     assert bytes_of[0] == 1600 * 900 * 3
     assert bytes_of[6] == 1_000_000
     assert min(sent[:6]) >= 12 * SECONDS - 1
     assert sent[6] >= 20 * SECONDS - 1
-    assert heard == sent
+    assert counts == sent
