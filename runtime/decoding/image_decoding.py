@@ -8,12 +8,38 @@ import numpy as np
 
 from runtime.decoding.message_header import ConversionError
 
-_CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
-"""Encoding -> bytes per pixel."""
+_CHANNELS = {
+    "rgb8": 3,
+    "bgr8": 3,
+    "rgba8": 4,
+    "bgra8": 4,
+    "mono8": 1,
+    "rgb16": 3,
+    "bgr16": 3,
+    "rgba16": 4,
+    "bgra16": 4,
+    "mono16": 1,
+}
+"""Encoding -> channels of a pixel. Of 16 bits the upper 8 are taken."""
 
-_NOT_TAKEN = ("bayer_", "yuv", "nv", "uyvy", "yuyv", "mono16", "rgb16", "bgr16", "rgba16", "bgra16",
-              "8UC", "8SC", "16UC", "16SC", "32SC", "32FC", "64FC")  # fmt: skip
-"""How the other encodings begin. Source: sensor_msgs/image_encodings.hpp."""
+_CONVERSIONS = {
+    "bayer_rggb8": (1, "COLOR_BayerBG2RGB"),
+    "bayer_bggr8": (1, "COLOR_BayerRG2RGB"),
+    "bayer_gbrg8": (1, "COLOR_BayerGR2RGB"),
+    "bayer_grbg8": (1, "COLOR_BayerGB2RGB"),
+    "yuv422": (2, "COLOR_YUV2RGB_UYVY"),
+    "uyvy": (2, "COLOR_YUV2RGB_UYVY"),
+    "yuv422_yuy2": (2, "COLOR_YUV2RGB_YUY2"),
+    "yuyv": (2, "COLOR_YUV2RGB_YUY2"),
+    "nv12": (1, "COLOR_YUV2RGB_NV12"),
+}
+"""Encoding -> bytes of a pixel (of nv12's brightness), and OpenCV's name of what makes it RGB: for
+Bayer that of the second row's second and third pixel; YUV is that of BT.601, 16..235. Source:
+OpenCV's documentation of color conversions, sensor_msgs/image_encodings.hpp."""
+
+_NOT_TAKEN = ("bayer_", "yuv", "nv", "8UC", "8SC", "16UC", "16SC", "32SC", "32FC", "64FC")
+"""How the other encodings begin: rare orders of YUV, 16 bits of Bayer, and numbers that do not say
+what they mean. Source: sensor_msgs/image_encodings.hpp."""
 
 MAX_PIXELS = 1 << 24
 """Largest picture [px]: 48 MB as RGB. Source: ours; 4096 x 4096, twice a 4K camera."""
@@ -27,15 +53,17 @@ MAX_SCANS = 64
 write about ten."""
 
 _PNG_KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-"""Chunks that make the picture; others (profiles, texts) may unpack to any size."""
+"""Chunks that make the picture; others (profiles, texts) may unpack to any size, or turn the
+picture (EXIF)."""
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
 def to_rgb(image: Any, size_px: tuple[int, int] | None = None) -> np.ndarray:
-    """Pixels of a raw image as RGB uint8 [h, w, 3]: a view of the message's memory, never a copy.
+    """Pixels of a raw image as RGB uint8 [h, w, 3].
 
-    The view may have any strides (padded rows, reversed channels, one channel three times).
+    Of rgb, bgr, rgba, bgra and mono a view of the message's memory, never a copy; it may have any
+    strides (padded rows, reversed channels, one channel three times). Bayer and YUV are converted.
 
     Args:
         image: sensor_msgs/Image.
@@ -43,35 +71,57 @@ def to_rgb(image: Any, size_px: tuple[int, int] | None = None) -> np.ndarray:
 
     Raises:
         ConversionError: encoding_unsupported, encoding_unknown, image_empty, size_zero, size_huge,
-            size_calibration, step_short, step_long, data_short or data_long.
+            size_calibration, size_odd, step_short, step_long, data_short, data_long or
+            decoder_missing.
     """
     encoding, step = image.encoding, int(image.step)
-    if encoding not in _CHANNELS:
+    if encoding not in _CHANNELS and encoding not in _CONVERSIONS:
         known = encoding.startswith(_NOT_TAKEN)
         raise ConversionError(
             "encoding_unsupported" if known else "encoding_unknown",
-            f"image encoding is {encoding[:40]!r}, expected one of {list(_CHANNELS)}",
+            f"image encoding is {encoding[:40]!r}, expected one of {[*_CHANNELS, *_CONVERSIONS]}",
         )
-    num_bytes, num_channels = len(image.data), _CHANNELS[encoding]
+    num_bytes = len(image.data)
     if not num_bytes:
         raise ConversionError("image_empty", "image has no data")
     width, height = _checked_size(image.width, image.height, size_px)
-    if not 0 <= step - width * num_channels <= MAX_PADDING:
+    is_deep = encoding.endswith("16")
+    num_channels = _CHANNELS.get(encoding, 0)
+    row_bytes = width * (num_channels << is_deep or _CONVERSIONS[encoding][0])
+    num_rows = height * 3 // 2 if encoding == "nv12" else height
+    if not num_channels and (width % 2 or height % 2):
+        raise ConversionError("size_odd", f"image is {width} x {height} px in {encoding}")
+    if not 0 <= step - row_bytes <= MAX_PADDING:
         raise ConversionError(
-            "step_short" if step < width * num_channels else "step_long",
-            f"image has a step of {step} bytes, expected {width * num_channels} (width x channels) "
-            f"or at most {MAX_PADDING} more",
+            "step_short" if step < row_bytes else "step_long",
+            f"image has a step of {step} bytes, expected {row_bytes} or at most {MAX_PADDING} more",
         )
-    if num_bytes != step * height:
+    if num_bytes != step * num_rows:
         raise ConversionError(
-            "data_short" if num_bytes < step * height else "data_long",
-            f"image has {num_bytes} bytes, expected {step * height} (step x height)",
+            "data_short" if num_bytes < step * num_rows else "data_long",
+            f"image has {num_bytes} bytes, expected {step * num_rows} (step x rows)",
         )
-    rows = np.frombuffer(image.data, np.uint8).reshape(height, step)
-    pixels = rows[:, : width * num_channels].reshape(height, width, num_channels)
+    rows = np.frombuffer(image.data, np.uint8).reshape(num_rows, step)[:, :row_bytes]
+    if not num_channels:
+        return _converted(rows, width, encoding)
+    if is_deep:
+        rows = rows[:, 0 if image.is_bigendian else 1 :: 2]
+    pixels = rows.reshape(height, width, num_channels)
     if num_channels == 1:
         return np.broadcast_to(pixels, (height, width, 3))
     return pixels[:, :, 2::-1] if encoding.startswith("bgr") else pixels[:, :, :3]
+
+
+def _converted(rows: np.ndarray, width: int, encoding: str) -> np.ndarray:
+    try:
+        import cv2  # not every car has such images
+    except ImportError as error:
+        raise ConversionError(
+            "decoder_missing", f"{encoding} needs OpenCV: install python3-opencv"
+        ) from error
+    num_channels, name = _CONVERSIONS[encoding]
+    pixels = rows.reshape(len(rows), width, num_channels)
+    return np.asarray(cv2.cvtColor(pixels, getattr(cv2, name)))
 
 
 def compressed_to_rgb(image: Any, size_px: tuple[int, int] | None = None) -> np.ndarray:
@@ -153,7 +203,7 @@ def _decode_png(content: bytes, size_px: tuple[int, int] | None) -> np.ndarray:
         raise ConversionError("png_depth", f"PNG has {depth} bits a channel, expected 8 or fewer")
     picture = np.frombuffer(_PNG + b"".join(chunks), np.uint8)
     try:
-        bgr = cv2.imdecode(picture, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        bgr = cv2.imdecode(picture, cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise ConversionError("png_damaged", f"PNG is damaged: {error}") from error
     if bgr is None or bgr.shape != (height, width, 3):

@@ -13,9 +13,11 @@ from message_stand_ins import CHANNELS, HEIGHT, WIDTH, Message, compressed, imag
 
 Random = np.random.Generator
 BIG = 2**32 - 1
-UNSUPPORTED = ("bayer_rggb8", "bayer_bggr8", "bayer_gbrg8", "bayer_grbg8", "bayer_rggb16", "yuv422",
-               "yuv422_yuy2", "nv12", "nv21", "nv24", "uyvy", "yuyv", "mono16", "rgb16", "bgra16",
-               "8UC3", "32FC1")  # fmt: skip
+UNSUPPORTED = ("bayer_rggb16", "nv21", "nv24", "8UC3", "16UC1", "32FC1")
+BAYER = {"bayer_rggb8": "RGGB", "bayer_bggr8": "BGGR", "bayer_gbrg8": "GBRG", "bayer_grbg8": "GRBG"}
+YUV = {"yuv422": "UYVY", "uyvy": "UYVY", "yuv422_yuy2": "YUYV", "yuyv": "YUYV", "nv12": ""}
+RED_YUV = {"Y": 81, "U": 90, "V": 240}
+"""Red in BT.601. Source: Y = 16 + 65.5 R, U = 128 - 37.8 R, V = 128 + 112 R with R = 1."""
 
 
 def good(random: Random) -> Message:
@@ -58,6 +60,51 @@ def big_endian(random: Random) -> Made:
     return image(rgb).but(is_bigendian=1), rgb
 
 
+def mosaic(encoding: str, color: tuple[int, int, int]) -> Message:
+    """A picture of one colour behind a Bayer filter."""
+    square = [color["RGB".index(name)] for name in BAYER[encoding]]
+    data = np.tile(np.array(square, np.uint8).reshape(2, 2), (HEIGHT // 2, WIDTH // 2))
+    grey = image(np.zeros((HEIGHT, WIDTH, 3), np.uint8), "mono8")
+    return grey.but(encoding=encoding, data=data.tobytes())
+
+
+def bayer(encoding: str) -> Callable[[Random], Made]:
+    def make(random: Random) -> Made:
+        color = tuple(random.integers(0, 256, 3).tolist())
+        return mosaic(encoding, color), np.full((HEIGHT, WIDTH, 3), color, np.uint8)
+
+    return make
+
+
+def red(encoding: str) -> Callable[[Random], Made]:
+    order, num_pixels = YUV[encoding], WIDTH * HEIGHT
+    if order:
+        data = bytes(RED_YUV[name] for name in order) * (num_pixels // 2)
+    else:  # all of Y, then U and V of each four pixels
+        data = bytes([81] * num_pixels + [90, 240] * (num_pixels // 4))
+    rgb = np.full((HEIGHT, WIDTH, 3), (254, 0, 0), np.uint8)
+    step = 2 * WIDTH if order else WIDTH
+    return lambda _: (image(rgb, "mono8").but(encoding=encoding, step=step, data=data), rgb)
+
+
+def deep(encoding: str, order: str) -> Callable[[Random], Made]:
+    def make(random: Random) -> Made:
+        rgb = picture(random)
+        if encoding == "mono":
+            rgb = np.repeat(rgb[:, :, :1], 3, axis=2)
+        plain = image(rgb, f"{encoding}8")
+        values = np.frombuffer(plain.data, np.uint8).astype(f"{order}u2") * 256
+        values += random.integers(0, 256, values.shape, dtype=np.uint8)  # the lower byte is left
+        return plain.but(
+            encoding=f"{encoding}16",
+            step=2 * plain.step,
+            is_bigendian=order == ">",
+            data=values.astype(f"{order}u2").tobytes(),
+        ), rgb
+
+    return make
+
+
 IMAGES = (
     *(
         broken("image", reason, name, make)
@@ -78,7 +125,9 @@ IMAGES = (
              changed(encoding=lambda r: "".join(map(chr, r.integers(33, 1000, 6))))),
             ("encoding_unknown", "no encoding", changed(encoding="")),
             ("encoding_unknown", "encoding of 10 kB", changed(encoding="q" * 10_000)),
-            ("encoding_unsupported", "Bayer, YUV or 16 bits",
+            ("data_short", "nv12 without its colours",
+             lambda _: mosaic("bayer_rggb8", (1, 2, 3)).but(encoding="nv12")),
+            ("encoding_unsupported", "numbers without a meaning, rare orders",
              changed(encoding=lambda r: str(r.choice(UNSUPPORTED)))),
         )
     ),
@@ -87,6 +136,10 @@ IMAGES = (
     broken("image", "size_calibration", "width and height exchanged",
            lambda r: image(picture(r, HEIGHT, WIDTH))),
     *(recolored(encoding) for encoding in CHANNELS),
+    *(Kind(name=encoding, topic="image", make=bayer(encoding)) for encoding in BAYER),
+    *(Kind(name=encoding, topic="image", make=red(encoding)) for encoding in YUV),
+    *(Kind(name=f"{encoding}16{order}", topic="image", make=deep(encoding, order))
+      for encoding in ("rgb", "bgr", "rgba", "bgra", "mono") for order in "<>"),
     recolored("rgb8", padding=1),
     recolored("bgra8", padding=1),
     recolored("mono8", padding=1),

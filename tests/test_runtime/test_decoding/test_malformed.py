@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from malformed_clouds import CLOUDS
-from malformed_images import COMPRESSED, IMAGES
+from malformed_images import BAYER, COMPRESSED, IMAGES, YUV
 from malformed_kinds import Kind, decode
 from malformed_poses import INFOS, ODOMETRIES, TRANSFORMS
-from message_stand_ins import HEIGHT, WIDTH, Message, picture, points
+from message_stand_ins import HEIGHT, WIDTH, Message, cloud, image, picture, points
 
 from perception.taxonomy import CAMERAS, LIDAR
 from runtime.api import (
@@ -32,7 +32,8 @@ from runtime.api import (
     SynchronizerConfig,
     load_bundle,
 )
-from runtime.decoding.image_decoding import compressed_to_rgb
+from runtime.decoding.cloud_decoding import CloudRules, to_points_lidar
+from runtime.decoding.image_decoding import compressed_to_rgb, to_rgb
 from runtime.decoding.message_header import ConversionError
 
 KINDS = (*CLOUDS, *IMAGES, *COMPRESSED, *INFOS, *ODOMETRIES, *TRANSFORMS)
@@ -204,3 +205,20 @@ def decoded_or_refused(message: Message) -> None:
         compressed_to_rgb(message, (WIDTH, HEIGHT))
     except ConversionError:
         pass
+
+
+@pytest.mark.parametrize("encoding", [*BAYER, *YUV])
+@pytest.mark.parametrize(("width", "height"), [(3, 4), (4, 3)])
+def test_half_a_group_of_pixels_is_refused(encoding: str, width: int, height: int) -> None:
+    odd = image(np.zeros((height, width, 3), np.uint8), "mono8").but(encoding=encoding)
+    with pytest.raises(ConversionError) as caught:
+        to_rgb(odd)
+    assert caught.value.reason == "size_odd"
+
+
+def test_intensity_is_scaled_before_it_is_cut() -> None:
+    values = np.array([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [0.5, 2.0]], np.float32)
+    notices: Counter[str] = Counter()
+    found = to_points_lidar(cloud(values), CloudRules(intensity_scale=255.0), notices)
+    assert found[3].tolist() == [127.5, 255.0]
+    assert notices == {"intensity_cut": 1}
