@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,9 @@ MAX_PADDING = 1024
 """Longest filling at the end of a row [bytes]; more of it means that the encoding does not say how
 many bytes a pixel has. Source: ours; drivers align rows to 512 bytes at most."""
 
+MAX_HEADER = 1 << 16
+"""Bytes in which EXIF data is looked for. Source: EXIF 2.3, the longest segment."""
+
 MAX_SCANS = 64
 """Most scans of a progressive JPEG: each costs a pass over the picture. Source: ours; encoders
 write about ten."""
@@ -56,6 +60,7 @@ _PNG_KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 """Chunks that make the picture; others (profiles, texts) may unpack to any size, or turn the
 picture (EXIF)."""
 
+_JPEG_NAMES = ("jpeg", "jpg")
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
@@ -124,7 +129,9 @@ def _converted(rows: np.ndarray, width: int, encoding: str) -> np.ndarray:
     return np.asarray(cv2.cvtColor(pixels, getattr(cv2, name)))
 
 
-def compressed_to_rgb(image: Any, size_px: tuple[int, int] | None = None) -> np.ndarray:
+def compressed_to_rgb(
+    image: Any, size_px: tuple[int, int] | None = None, notices: Counter[str] | None = None
+) -> np.ndarray:
     """Pixels of a compressed image (JPEG or PNG) as RGB uint8 [h, w, 3].
 
     The first bytes say what it is, not `format`, which drivers fill in as they like. An orientation
@@ -133,6 +140,8 @@ def compressed_to_rgb(image: Any, size_px: tuple[int, int] | None = None) -> np.
     Args:
         image: sensor_msgs/CompressedImage.
         size_px: Width and height that the calibration says; None takes any.
+        notices: Counts what was accepted although it needs a look: "format_differs" (the format is
+            not what came), "exif_rotation" (an orientation that is not obeyed).
 
     Raises:
         ConversionError: image_empty, format_unknown, jpeg_damaged, jpeg_color, jpeg_scans,
@@ -141,14 +150,35 @@ def compressed_to_rgb(image: Any, size_px: tuple[int, int] | None = None) -> np.
     content = bytes(image.data)
     if not content:
         raise ConversionError("image_empty", "compressed image has no data")
-    if content.startswith(_JPEG):
-        return _decode_jpeg(content, size_px)
-    if content.startswith(_PNG):
-        return _decode_png(content, size_px)
+    is_jpeg = content.startswith(_JPEG)
+    if is_jpeg or content.startswith(_PNG):
+        rgb = (_decode_jpeg if is_jpeg else _decode_png)(content, size_px)
+        if notices is not None:
+            if any(name in image.format.lower() for name in (("png",) if is_jpeg else _JPEG_NAMES)):
+                notices["format_differs"] += 1
+            if is_jpeg and _exif_orientation(content) > 1:
+                notices["exif_rotation"] += 1
+        return rgb
     raise ConversionError(
         "format_unknown",
         f"compressed image begins with {content[:8].hex()}, expected a JPEG or PNG",
     )
+
+
+def _exif_orientation(content: bytes) -> int:
+    """Orientation in a JPEG's EXIF data, 1 for upright; 0 where it says none. Source: EXIF 2.3."""
+    tiff = content[:MAX_HEADER].partition(b"Exif\0\0")[2]
+    order = "<" if tiff.startswith(b"II") else ">"
+    try:
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (num_entries,) = struct.unpack_from(f"{order}H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * num_entries, 12):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
+            if tag == 0x112:
+                return int(value)
+    except struct.error:  # it ends early
+        pass
+    return 0
 
 
 def _checked_size(width: int, height: int, size_px: tuple[int, int] | None) -> tuple[int, int]:

@@ -77,7 +77,7 @@ def test_an_image_survives_the_message() -> None:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (image("yuv422", 2, 1, 4, bytes(4)), "encoding_unsupported"),
+        (image("nv21", 2, 1, 4, bytes(4)), "encoding_unsupported"),
         (image("rgb8", 0, 1, 0, bytes(1)), "size_zero"),
         (image("rgb8", 2, 0, 6, b""), "image_empty"),
         (image("rgb8", 2, 1, 5, bytes(5)), "step_short"),

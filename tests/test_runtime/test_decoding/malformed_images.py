@@ -272,10 +272,11 @@ COMPRESSED = (
         )
     ),
     Kind(name="PNG", topic="compressed", make=lossless("rgb8; png compressed bgr8")),
-    Kind(name="PNG called JPEG", topic="compressed", make=lossless("jpeg")),
+    Kind(name="PNG called JPEG", topic="compressed", make=lossless("jpeg"),
+         notices=("format_differs",)),
     Kind(name="PNG with a profile that is a bomb", topic="compressed", make=lossless("png", True)),
     Kind(name="JPEG called PNG", topic="compressed", make=lambda r: exact(
-        r, p := picture(r), jpeg(p), "png")),
-    Kind(name="JPEG with EXIF rotation", topic="compressed", make=exif),
+        r, p := picture(r), jpeg(p), "png"), notices=("format_differs",)),
+    Kind(name="JPEG with EXIF rotation", topic="compressed", make=exif, notices=("exif_rotation",)),
     Kind(name="grey JPEG", topic="compressed", make=grey),
 )  # fmt: skip

@@ -59,7 +59,7 @@ def decode(kind: Kind, message: Message, notices: Counter[str]) -> Any:
     if kind.topic == "image":
         return image_decoding.to_rgb(message, size_px)
     if kind.topic == "compressed":
-        return image_decoding.compressed_to_rgb(message, size_px)
+        return image_decoding.compressed_to_rgb(message, size_px, notices)
     if kind.topic == "info":
         return pose_decoding.to_intrinsics(message, notices)
     return pose_decoding.to_T_global_ego(message, "base_link")
