@@ -421,3 +421,13 @@ def test_a_jpeg_is_decoded() -> None:
     message = CompressedImage(header=header(), format="jpeg", data=array("B", content))
     bench.send("~/input/image0/compressed", message)
     assert np.abs(bench.loop.pushed[0].rgb.astype(int) - 200).max() <= 2
+
+
+def test_a_compressed_image_of_another_format_is_used_and_noted() -> None:
+    simplejpeg = pytest.importorskip("simplejpeg")
+    bench = Bench(compressed=True)
+    content = simplejpeg.encode_jpeg(np.zeros((8, 16, 3), np.uint8))
+    message = CompressedImage(header=header(), format="png", data=array("B", content))
+    bench.send("~/input/image0/compressed", message)
+    assert len(bench.loop.pushed) == 1
+    assert [*bench.loop.counted] == ["CAM_FRONT: format_differs (used)"]

@@ -78,15 +78,12 @@ class Inputs:
         self._subscribe_to_tf()
         depth = settings.sensor_depth
         for index, camera in enumerate(cameras):
-            info, image = f"~/input/camera_info{index}", f"~/input/image{index}"
+            info, image, kind = f"~/input/camera_info{index}", f"~/input/image{index}", Image
             self._subscribe(CameraInfo, info, partial(self._on_info, camera), depth)
             self._subscribe_latched(CameraInfo, info, partial(self._on_info, camera), 1)
             if settings.compressed:
-                callback = partial(self._on_image, camera, convert.compressed_to_rgb)
-                self._subscribe(CompressedImage, f"{image}/compressed", callback, depth)
-            else:
-                callback = partial(self._on_image, camera, convert.to_rgb)
-                self._subscribe(Image, image, callback, depth)
+                image, kind = f"{image}/compressed", CompressedImage
+            self._subscribe(kind, image, partial(self._on_image, camera), depth)
         self._subscribe(PointCloud2, "~/input/pointcloud", self._on_cloud, depth)
 
     def _subscribe(
@@ -151,18 +148,22 @@ class Inputs:
             self._node.get_logger().info(f"{camera}: intrinsics taken from camera info")
             self._loop.calibrate()
 
-    def _on_image(
-        self, camera: str, to_rgb: Callable[..., Any], message: Image | CompressedImage
-    ) -> None:
+    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
+        notices: Counter[str] = Counter()
+        size_px = self._rig.size_px(camera)
         try:
             stamp_ns = convert.to_stamp_ns(message.header)
             frame_id = convert.to_frame_id(message.header.frame_id)
-            rgb = to_rgb(message, self._rig.size_px(camera))
+            if isinstance(message, CompressedImage):
+                rgb = convert.compressed_to_rgb(message, size_px, notices)
+            else:
+                rgb = convert.to_rgb(message, size_px)
             self._learn_frame(camera, frame_id)
             self._require_place(self._rig.knows_place_of(camera, frame_id), frame_id)
         except convert.ConversionError as error:
             self._rejected(camera, error)
             return
+        self._note(camera, notices)
         self._loop.push(CameraImage(camera=camera, stamp_ns=stamp_ns, rgb=rgb, T_global_ego=None))
 
     def _on_cloud(self, message: PointCloud2) -> None:
