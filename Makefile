@@ -94,7 +94,7 @@ nightly: .venv/.done $(TEST_BUNDLE) ## a thousand cases of each malformed messag
 	@BEV_NIGHT=1 PYTHON=$(PYTHON) bash ros2_ws/run_tests.sh $(TEST_BUNDLE) -k damaged_bytes -s 2> build/nightly.log
 
 soak: .venv/.done $(TOY_BUNDLE) ## the node under full load (SOAK_MINUTES=10): memory, threads, files, latency
-	@PYTHON=$(PYTHON) bash -c '. ros2_ws/enter.sh && ROS_DOMAIN_ID=77 ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST \
+	@PYTHON=$(PYTHON) bash -ec 'root=$$PWD; . ros2_ws/enter.sh; ROS_DOMAIN_ID=77 ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST \
 	  FASTDDS_DEFAULT_PROFILES_FILE=ros2_ws/src/perception_ros/config/fastdds.xml \
 	  .venv-ros/bin/python tests/soak.py $(TOY_BUNDLE) --minutes $(SOAK_MINUTES)'
 

@@ -1,4 +1,4 @@
-# Source me (bash): build the ROS 2 workspace and enter it. Where a tool that the message package is
+# Source me (bash) with the repository in $root: build the ROS 2 workspace and enter it. Where a tool that the message package is
 # compiled with is missing, say so and end the caller with 0.
 for tool in cmake make g++; do
   command -v "$tool" > /dev/null || {
