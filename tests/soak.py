@@ -138,6 +138,7 @@ def summary(
         "rss_mb_first": round(float(table[0, 1]), 1),
         "rss_mb_last": round(float(table[-1, 1]), 1),
         "rss_slope_mb_per_hour": round(mb_per_hour, 2),
+        "rss_mb_by_minute": [round(float(mb), 1) for mb in table[:: int(60 / SAMPLE_S), 1]],
         "threads": sorted(set(table[:, 2].astype(int).tolist())),
         "files": sorted(set(table[:, 3].astype(int).tolist())),
         "age_p50_ms": round(float(np.median(late[:, 1])) * 1e3, 1),
