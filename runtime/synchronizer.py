@@ -11,13 +11,15 @@ LiDAR         |      x              o       |      x       |     x        |
 """
 
 import bisect
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from perception.errors import InputError
 from perception.messages import Calibration, CameraImage, LidarSweep, SensorFrame, SensorMessage
 from perception.taxonomy import LIDAR
+from runtime.frame_grid import FrameGrid, TimedMessage
+from runtime.sensor_track import SensorTrack
 from runtime.time_steps import JUMP_NS, SetBack
 
 CAMERA_OFFSET_NS = -40_000_000
@@ -25,9 +27,6 @@ CAMERA_OFFSET_NS = -40_000_000
 
 PATIENCE_FRAMES = 3
 """Frames in a row that wait for a sensor in vain before the next ones do without. Source: ours."""
-
-RECENT_STAMPS = 16
-"""Stamps per sensor by which a message is known to have come before. Source: ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,38 +86,15 @@ class SynchronizerConfig:
 
 
 @dataclass(kw_only=True)
-class _Track:
-    """What is known of one sensor."""
-
-    offset_ns: int
-    candidates: dict[int, SensorMessage] = field(default_factory=dict)
-    """Frame -> newest message that it can use; nothing for frames that have gone out. A message
-    lies at the first frame that can use it and moves on until a newer one takes its place."""
-    recent_ns: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT_STAMPS))
-    """Stamps of the last messages that were not dropped."""
-    used_ns: int | None = None
-    """Newest stamp that was in a frame."""
-    was_used: bool = False
-    """Whether the last frame had it."""
-    num_missed: int = 0
-    """Frames in a row that went out without this sensor."""
-    fault: str = ""
-    """Why the newest message since the last frame was dropped; empty if it was not."""
-
-
-@dataclass(kw_only=True)
 class _State:
     """Everything that is forgotten when time jumps."""
 
-    tracks: dict[str, _Track]
+    tracks: dict[str, SensorTrack]
+    grid: FrameGrid
     sweeps: list[LidarSweep] = field(default_factory=list)
     """For accumulation, oldest first."""
-    instant_ns: int | None = None
-    """Instant of the next frame; None before the first message."""
     index: int = 0
     """Number of the next frame."""
-    has_sample: bool = False
-    """Whether `instant_ns` comes from a message, not from a jump."""
     stamp_ns: int | None = None
     """Stamp of the last frame."""
 
@@ -126,12 +102,12 @@ class _State:
 class Synchronizer:
     """Gives a frame every period, made of the newest usable message per sensor.
 
-    Frame k has the instant t(k) = t(0) + k * period; the first message's stamp minus its sensor's
-    offset is t(0). A message is usable for frame k if its stamp is within the window round t(k) +
-    offset; no sensor is the master. The frame goes out as soon as time has reached t(k) and every
-    sensor has a usable message, and at t(k) + wait with what there is, be it nothing. A sensor
-    that `PATIENCE_FRAMES` frames in a row have missed is not waited for, until one of its
-    messages is in a frame or would have been, had the frame waited.
+    Frame k has the instant t(k) = t(0) + k * period; `FrameGrid` says how the first messages set
+    t(0), and what they wait for. A message is usable for frame k if its stamp is within the window
+    round t(k) + offset; no sensor is the master. The frame goes out as soon as time has reached
+    t(k) and every sensor has a usable message, and at t(k) + wait with what there is, be it
+    nothing. A sensor that `PATIENCE_FRAMES` frames in a row have missed is not waited for, until
+    one of its messages is in a frame or would have been, had the frame waited.
 
     A frame's stamp is that of its LiDAR message, else of its newest image, else its instant: the
     first of them that is newer than the frame before, so stamps always grow.
@@ -153,9 +129,9 @@ class Synchronizer:
     Time is the largest `now_ns` so far. If it is set back (`SetBack`), or steps past the next
     frame's end by more than `JUMP_NS`, that is counted, what is there is emitted, and everything
     starts over, so that no frame mixes the two times. A step ahead that is smaller looks like
-    sensors that were silent, and frames go on. Memory:
-    per sensor one message for each frame that begins within `wait_ns` + `max_ahead_ns`, and twice
-    `max_sweeps` sweeps.
+    sensors that were silent, and frames go on. Memory: per sensor one message for each frame that
+    begins within `wait_ns` + `max_ahead_ns`, twice `max_sweeps` sweeps, and `MOST_WAITING` messages
+    until t(0) is set.
     """
 
     def __init__(self, config: SynchronizerConfig, calibration: Calibration) -> None:
@@ -176,15 +152,18 @@ class Synchronizer:
 
     @property
     def deadline_ns(self) -> int | None:
-        """When the next frame goes out if no message comes [ns]; None before the first message."""
-        state = self._state
-        if state.instant_ns is None:
-            return None
+        """When to `advance` if no message comes [ns]; None before the first message.
+
+        The next frame goes out then, or its instant gets known.
+        """
+        state, latest_ns = self._state, self._state.grid.latest_ns
+        if latest_ns is None or state.grid.is_waiting:
+            return latest_ns
         is_complete = all(
             state.index in track.candidates or track.num_missed >= PATIENCE_FRAMES
             for track in state.tracks.values()
         )
-        return state.instant_ns + (0 if is_complete else self._config.wait_ns)
+        return latest_ns - (self._config.wait_ns if is_complete else 0)
 
     def set_calibration(self, calibration: Calibration, epoch: int = 0) -> None:
         """Use another calibration from the next frame on.
@@ -210,10 +189,7 @@ class Synchronizer:
         frames = self._set_time(message.stamp_ns if now_ns is None else now_ns)
         now_ns = self._now_ns()
         frames += self._emit_due(now_ns - 1)  # who comes at the very last moment is not too late
-        fault = self._store(sensor, message, now_ns)
-        if fault is not None:
-            self.counters[f"{sensor}: {fault}"] += 1
-        self._state.tracks[sensor].fault = fault or ""
+        self._receive(sensor, message, now_ns)
         return frames + self._emit_due(now_ns)
 
     def advance(self, now_ns: int) -> list[SensorFrame]:
@@ -235,6 +211,7 @@ class Synchronizer:
     def flush(self) -> list[SensorFrame]:
         """Emit what has not been in a frame yet, without waiting."""
         frames = []
+        self._store_all(self._state.grid.set())
         while any(
             track.used_ns is None or message.stamp_ns > track.used_ns
             for track in self._state.tracks.values()
@@ -243,9 +220,16 @@ class Synchronizer:
             frames.append(self._emit())
         return frames
 
-    def _nothing(self) -> _State:
-        offset_of = self._config.offset_of
-        return _State(tracks={name: _Track(offset_ns=offset_of(name)) for name in self._sensors})
+    def _nothing(self, instant_ns: int | None = None) -> _State:
+        config = self._config
+        grid = FrameGrid(
+            period_ns=config.period_ns,
+            wait_ns=config.wait_ns,
+            window_ns=config.window_ns,
+            instant_ns=instant_ns,
+        )
+        tracks = {name: SensorTrack(offset_ns=config.offset_of(name)) for name in self._sensors}
+        return _State(tracks=tracks, grid=grid)
 
     def _now_ns(self) -> int:
         """Time; there is one as soon as it has been set."""
@@ -253,42 +237,60 @@ class Synchronizer:
 
     def _set_time(self, now_ns: int) -> list[SensorFrame]:
         """Go on to a time, or start over if that is too far away."""
-        state, config, frames = self._state, self._config, []
+        frames, latest_ns = [], self._state.grid.latest_ns
         is_back = self._clock.take(now_ns)
-        had_instant = state.instant_ns is not None
-        if is_back or (
-            state.instant_ns is not None and now_ns > state.instant_ns + config.wait_ns + JUMP_NS
-        ):
+        if is_back or (latest_ns is not None and now_ns > latest_ns + JUMP_NS):
             self.counters["time jumped back" if is_back else "time jumped ahead"] += 1
             frames = self.flush()
-            # Frames go on, empty ones too, until the first message says where they belong.
-            self._state = self._nothing()
-            self._state.instant_ns = now_ns if had_instant else None
+            # Frames go on, empty ones too, until messages say where they belong.
+            self._state = self._nothing(None if latest_ns is None else now_ns)
         return frames
 
     def _emit_due(self, now_ns: int) -> list[SensorFrame]:
         frames = []
         while (deadline_ns := self.deadline_ns) is not None and now_ns >= deadline_ns:
-            frames.append(self._emit())
+            if waiting := self._state.grid.set():
+                self._store_all(waiting)
+            else:
+                frames.append(self._emit())
         return frames
 
-    def _store(self, sensor: str, message: SensorMessage, now_ns: int) -> str | None:
+    def _receive(self, sensor: str, message: SensorMessage, now_ns: int) -> None:
+        """Take a message for the frames to come, or drop it."""
+        grid, track = self._state.grid, self._state.tracks[sensor]
+        timed = TimedMessage(
+            sensor=sensor,
+            message=message,
+            now_ns=now_ns,
+            instant_ns=message.stamp_ns - track.offset_ns,
+        )
+        if message.stamp_ns > now_ns + self._config.max_ahead_ns:
+            self._drop(sensor, "early")
+        elif grid.is_outdated(timed):
+            self._drop(sensor, "stale")
+        else:
+            track.fault = ""
+            self._store_all(grid.add(timed))
+
+    def _store_all(self, messages: list[TimedMessage]) -> None:
+        for timed in messages:
+            fault = self._store(self._state.tracks[timed.sensor], timed)
+            if fault is not None:
+                self._drop(timed.sensor, fault)
+
+    def _drop(self, sensor: str, fault: str) -> None:
+        self.counters[f"{sensor}: {fault}"] += 1
+        self._state.tracks[sensor].fault = fault
+
+    def _store(self, track: SensorTrack, timed: TimedMessage) -> str | None:
         """Put a message where its frame will find it; give the reason if it is dropped."""
-        state, config, track = self._state, self._config, self._state.tracks[sensor]
+        state, config, message = self._state, self._config, timed.message
         stamp_ns, period_ns, window_ns = message.stamp_ns, config.period_ns, config.window_ns
-        if stamp_ns > now_ns + config.max_ahead_ns:
-            return "early"
-        instant_ns = state.instant_ns
-        if instant_ns is None or not state.has_sample:
-            instant_ns = stamp_ns - track.offset_ns
-            if instant_ns < now_ns - config.wait_ns - window_ns:
-                return "stale"  # no frame that goes out now or later can use it
-            state.instant_ns, state.has_sample = instant_ns, True
         if stamp_ns in track.recent_ns:
             return "duplicate"
-        error_ns = stamp_ns - track.offset_ns - instant_ns
+        error_ns = timed.instant_ns - (state.grid.instant_ns or 0)
         if error_ns < -window_ns:
-            fault = self._why_too_old(track, error_ns + period_ns, now_ns)
+            fault = self._why_too_old(track, error_ns + period_ns, timed.now_ns)
             if fault is not None:
                 return fault
         frames_ahead = max(0, -((window_ns - error_ns) // period_ns))
@@ -306,9 +308,9 @@ class Synchronizer:
             del state.sweeps[: -2 * config.max_sweeps]
         return None
 
-    def _why_too_old(self, track: _Track, error_ns: int, now_ns: int) -> str | None:
+    def _why_too_old(self, track: SensorTrack, error_ns: int, now_ns: int) -> str | None:
         """Say what a message is that is too old for the next frame, from its error in the last."""
-        config, instant_ns = self._config, self._state.instant_ns or 0
+        config, instant_ns = self._config, self._state.grid.instant_ns or 0
         had_come_in_time = now_ns <= instant_ns - config.period_ns + config.wait_ns
         if had_come_in_time and abs(error_ns) <= config.window_ns:
             track.num_missed = 0  # the last frame would have had it, had it waited
@@ -320,7 +322,7 @@ class Synchronizer:
     def _emit(self) -> SensorFrame:
         """Make the next frame of what there is."""
         state = self._state
-        instant_ns = state.instant_ns or 0
+        instant_ns = state.grid.instant_ns or 0
         found = {
             name: track.candidates[state.index]
             for name, track in state.tracks.items()
@@ -335,17 +337,18 @@ class Synchronizer:
             sweeps=self._sweeps(found.get(LIDAR)),
             calibration=self._calibration,
             missing={
-                name: _why_missing(track)
+                name: track.why_missing()
                 for name, track in state.tracks.items()
                 if name not in found
             },
             calibration_epoch=self._calibration_epoch,
         )
         state.stamp_ns = stamp_ns
-        state.instant_ns = instant_ns + self._config.period_ns
+        state.grid.move_on()
+        oldest_ns = instant_ns + self._config.period_ns - self._config.window_ns
         state.index += 1
         for track in state.tracks.values():
-            self._move_on(track, state.index, state.instant_ns)
+            track.move_on(state.index, oldest_ns + track.offset_ns)
         return frame
 
     def _reference(
@@ -368,23 +371,3 @@ class Synchronizer:
             return ()
         older = [sweep for sweep in self._state.sweeps if sweep.stamp_ns < newest.stamp_ns]
         return (newest, *reversed(older))[: self._config.max_sweeps]
-
-    def _move_on(self, track: _Track, index: int, instant_ns: int) -> None:
-        """Note that a frame has gone out; its message stays for the next while it is usable."""
-        track.fault = ""
-        message = track.candidates.pop(index - 1, None)
-        track.was_used = message is not None
-        if message is None:
-            track.num_missed += 1
-            return
-        track.num_missed = 0
-        track.used_ns = message.stamp_ns
-        oldest_ns = instant_ns + track.offset_ns - self._config.window_ns
-        if message.stamp_ns >= oldest_ns:
-            track.candidates.setdefault(index, message)
-
-
-def _why_missing(track: _Track) -> str:
-    if track.fault:
-        return f"message dropped: {track.fault}"
-    return "no data in time" if track.recent_ns else "no data yet"

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from perception.taxonomy import LIDAR
-from runtime.synchronizer import PATIENCE_FRAMES, RECENT_STAMPS, SynchronizerConfig
+from runtime.frame_grid import ARRIVAL_JITTER_NS, MOST_WAITING
+from runtime.sensor_track import RECENT_STAMPS
+from runtime.synchronizer import PATIENCE_FRAMES, SynchronizerConfig
 from runtime.time_steps import JUMP_NS
 
 Push = tuple[str, int, int | None]
@@ -33,6 +35,8 @@ class Oracle:
     start: int | None = None
     """t(0)"""
     start_is_sample: bool = False
+    waiting: list[tuple[str, int, int]] = field(default_factory=list)
+    """Sensor, stamp and time of messages that came before t(0) was set by one."""
     epoch: list[OracleFrame] = field(default_factory=list)
     """Frames since the last jump, of them `old` before t(0) was set by a message."""
     old: int = 0
@@ -70,25 +74,66 @@ class Oracle:
         assert self.time is not None
         if sensor != "time":
             self.emit_due(self.time - 1)
-            fault = self.fault(sensor, stamp)
-            self.last_fault[sensor] = fault
-            if fault:
-                self.counters[f"{sensor}: {fault}"] += 1
+            if fault := self.fault(sensor, stamp):
+                self.drop(sensor, fault)
+            else:
+                self.last_fault[sensor] = ""
+                self.waiting.append((sensor, stamp, self.time))
+                if self.start_is_sample or sensor == LIDAR or len(self.waiting) == MOST_WAITING:
+                    self.settle()
+        self.emit_due(self.time)
+
+    def drop(self, sensor: str, fault: str) -> None:
+        self.last_fault[sensor] = fault
+        self.counters[f"{sensor}: {fault}"] += 1
+
+    def fault(self, sensor: str, stamp: int) -> str:
+        """Why a message is of no use to any grid."""
+        assert self.time is not None
+        if stamp > self.time + self.config.max_ahead_ns:
+            return "early"
+        oldest = self.time - self.config.wait_ns - self.config.window_ns + self.offsets[sensor]
+        return "stale" if stamp < oldest and not self.start_is_sample else ""
+
+    def settle(self) -> None:
+        """Set t(0), if it is not, and take what has waited for it."""
+        if not self.start_is_sample:
+            self.start, self.start_is_sample, self.old = self.first(), True, len(self.epoch)
+        for sensor, stamp, time in self.waiting:
+            if fault := self.grid_fault(sensor, stamp, time):
+                self.drop(sensor, fault)
             else:
                 self.kept.setdefault(sensor, []).append(stamp)
-        self.emit_due(self.time)
+        self.waiting = []
+
+    def first(self) -> int:
+        """t(0): when the LiDAR's sweep came, if one has, else by the first message."""
+        sweeps = [entry for entry in self.waiting if entry[0] == LIDAR]
+        sensor, stamp, time = (sweeps or self.waiting)[0]
+        expected = stamp - self.offsets[sensor]
+        if not sweeps or time <= stamp:
+            return expected
+        return sorted((expected, time + ARRIVAL_JITTER_NS, expected + self.config.window_ns))[1]
 
     def pass_time(self, now: int) -> None:
         self.times.append(now)
         back = self.is_set_back()
-        ahead = self.start is not None and now > self.instant() + self.config.wait_ns + JUMP_NS
+        end = self.end()
+        ahead = end is not None and now > end + JUMP_NS
         if back or ahead:
             self.counters["time jumped back" if back else "time jumped ahead"] += 1
             self.flush()
-            self.start = None if self.start is None else now
+            self.start = None if end is None else now
             self.start_is_sample, self.old, self.time, self.times = False, 0, now, [now]
             self.epoch, self.kept, self.attempts, self.last_fault = [], {}, {}, {}
+            self.waiting = []
         self.time = now if self.time is None else max(self.time, now)
+
+    def end(self) -> int | None:
+        """When the next frame goes out or t(0) is set, at the latest."""
+        if self.waiting:
+            return self.waiting[0][2] + self.config.period_ns
+        return None if self.start is None else self.instant() + self.config.wait_ns
 
     def is_set_back(self) -> bool:
         """Whether the last times are all more than half a period behind, and for a period."""
@@ -98,15 +143,8 @@ class Oracle:
         far = now < max(self.times) - JUMP_NS
         return far or bool(behind and now - min(behind) >= self.config.period_ns)
 
-    def fault(self, sensor: str, stamp: int) -> str:
+    def grid_fault(self, sensor: str, stamp: int, time: int) -> str:
         config, offset = self.config, self.offsets[sensor]
-        assert self.time is not None
-        if stamp > self.time + config.max_ahead_ns:
-            return "early"
-        if not self.start_is_sample:
-            if stamp - offset < self.time - config.wait_ns - config.window_ns:
-                return "stale"
-            self.start, self.start_is_sample, self.old = stamp - offset, True, len(self.epoch)
         if stamp in self.kept.get(sensor, [])[-RECENT_STAMPS:]:
             return "duplicate"
         furthest = 2 + (config.max_ahead_ns + config.wait_ns + JUMP_NS) // config.period_ns
@@ -118,7 +156,7 @@ class Oracle:
         if stamp - offset < self.instant():
             if stamp - offset < self.instant(-1) - config.window_ns:
                 return "stale"
-            in_time = self.time <= self.instant(-1) + config.wait_ns
+            in_time = time <= self.instant(-1) + config.wait_ns
             if in_time and self.fits(sensor, stamp, -1):
                 self.attempts.setdefault(sensor, []).append("almost")
             had_older = bool(self.epoch) and sensor in self.epoch[-1].used
@@ -150,10 +188,15 @@ class Oracle:
         return self.attempts.get(sensor, [])[-PATIENCE_FRAMES:] != ["miss"] * PATIENCE_FRAMES
 
     def emit_due(self, now: int) -> None:
-        while self.start is not None and now >= self.instant():
+        while (end := self.end()) is not None:
+            if self.waiting:
+                if now < end:
+                    return
+                self.settle()
+                continue
             best = self.best()
             complete = all(s in best or not self.is_awaited(s) for s in self.sensors)
-            if not complete and now < self.instant() + self.config.wait_ns:
+            if now < (self.instant() if complete else end):
                 return
             self.emit()
 
@@ -183,6 +226,8 @@ class Oracle:
         return "no data in time" if self.kept.get(sensor) else "no data yet"
 
     def flush(self) -> None:
+        if self.waiting:
+            self.settle()
         while self.start is not None and self.has_unused():
             self.emit()
 

@@ -56,11 +56,10 @@ def test_a_log_replays_to_boxes_report_and_table(
         assert words in done.stdout
     report, detections = outputs(out)
     # Each scene lasts 1.5 s: 16 images per camera and 31 sweeps (both ends included). The first
-    # image comes 43 ms before the keyframe and is expected 40 ms before its frame's instant, so
-    # instants are 3 ms before the sweeps: 16 of them, and the last sweep is left over.
+    # sweep sets t(0), so that each second one is a frame's: 16.
     assert report["messages"] == {**dict.fromkeys(sorted(CAMERAS), 32), LIDAR: 62}
     assert report["frames_in"] == report["frames_out"] == len(detections["frames"])
-    assert report["frames_in"] == 2 * (16 + 1)
+    assert report["frames_in"] == 2 * 16
     assert report["frames_dropped"] == {}
     assert report["missing_files"] == {}
     assert report["latency"]["total"]["count"] == report["frames_out"]
@@ -127,20 +126,20 @@ def test_accepted_detections_and_budgets_decide_the_exit_code(
     refused = run_cli(*base)
     assert (refused.returncode, "--accept" in refused.stderr) == (2, True)
     assert run_cli(*base, "--accept").returncode == 0
-    # Frames as in the first test; the last, of one image, has that camera's box: 16 x 7 + 1.
+    # Frames as in the first test: 16 x 7 boxes.
     good = run_cli(*base, "--budget", BUDGETS)
     assert good.returncode == 0, good.stdout
-    assert "golden    equal: 17 frames and 113 boxes compared" in good.stdout
+    assert "golden    equal: 16 frames and 112 boxes compared" in good.stdout
     changed = run_cli(*base, "--fault", "CAM_BACK:dead:0-9")
     assert changed.returncode == 1
     assert "to accept: python runtime/replay.py" in changed.stdout
     assert changed.stdout.rstrip().endswith("--fault CAM_BACK:dead:0-9 --accept")
     limits = json.loads(BUDGETS.read_text())
-    limits["stamp_clock_ms"] = {"waiting for sensors": {"p50_ms": 0.001}}
+    limits["stamp_clock_ms"] = {"age of oldest sensor": {"p50_ms": 0.001}}
     budget.write_text(json.dumps(limits))
     slow = run_cli(*base, "--budget", budget)
     assert slow.returncode == 1
-    assert "p50_ms of waiting for sensors: got 4" in slow.stdout
+    assert "p50_ms of age of oldest sensor: got 4" in slow.stdout
     assert "allowed 0.001" in slow.stdout
 
 

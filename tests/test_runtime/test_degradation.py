@@ -65,7 +65,7 @@ def test_after_each_of_128_changes_of_sensors_the_next_results_say_so(ladder: La
     times = [now_ns for now_ns, _ in results]
     assert max(np.diff(times)) <= PERIOD + WAIT + TICK
     assert abs(len(results) - 128 * dwell / PERIOD) <= 3
-    settled = 0
+    num_settled, num_aged = 0, 0
     for now_ns, result in results:
         used = set(result.sensors_used)
         assert result.mode == expected_mode(used)
@@ -73,7 +73,11 @@ def test_after_each_of_128_changes_of_sensors_the_next_results_say_so(ladder: La
         assert used | set(result.sensors_missing) == set(SENSORS)
         # A camera's period and half of the window: what came before the change is not used then.
         if now_ns % dwell > 150 * MS + WAIT:
-            assert used == subsets[now_ns // dwell]
-            settled += 1
-    assert settled >= 128
+            # Messages come up to a tick late here, so a frame that waits in vain may take the sweep
+            # of t(k) + 38 ms; an image of t(k) - 62 ms is older than the bundle allows then.
+            aged = {s for s, why in result.sensors_missing.items() if "the limit is 0.100 s" in why}
+            assert used | aged == subsets[now_ns // dwell]
+            num_settled, num_aged = num_settled + 1, num_aged + len(aged)
+    assert num_settled >= 128
+    assert num_aged < num_settled / 20
     assert ladder.counters["engine_failures"] == 0

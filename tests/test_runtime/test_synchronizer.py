@@ -35,7 +35,7 @@ def test_first_real_round_goes_out_with_the_lidar_that_completes_it() -> None:
     frames = run(new(), schedule(1 / 12, lidar_hz=12))
     assert len(frames) == 1
     emitted_ns, frame = frames[0]
-    # FRONT_LEFT comes first, at 956.9 ms: t(0) = 956.9 + 40 ms. The LiDAR at 1000 ms is the last.
+    # FRONT_LEFT comes first, at 956.9 ms; the LiDAR at 1000 ms is the last and sets t(0).
     assert emitted_ns == frame.stamp_ns == 1000 * MS
     assert frame.T_global_ego is not None
     assert frame.T_global_ego[0, 3] == 1000 * MS
@@ -48,15 +48,15 @@ def test_first_real_round_goes_out_with_the_lidar_that_completes_it() -> None:
 def test_real_rates_give_a_complete_frame_every_period_and_drop_nothing() -> None:
     synchronizer = new()
     frames = run(synchronizer, schedule(5))
-    # t(k) = 996.9 ms + k * 100 ms, and the last message has 5950 ms: k = 0..49.
+    # t(0) is the first sweep, and the last message has 5950 ms: t(k) = 1000 ms + k * 100 ms,
+    # k = 0..49. Each second sweep comes at an instant, and the frame goes out with it at once.
     assert len(frames) == 50
     for index, (emitted_ns, frame) in enumerate(frames):
         assert not frame.missing
-        instant_ns = 996.9 * MS + index * PERIOD
-        # The helper lets time pass in steps of 10 ms; only the first frame waits, for the LiDAR.
-        assert 0 <= emitted_ns - instant_ns <= 10 * MS
+        instant_ns = SECOND + index * PERIOD
+        assert emitted_ns == frame.stamp_ns == instant_ns
         ages_ns = [instant_ns - stamp_ns for stamp_ns in stamps_of(frame).values()]
-        assert -3.2 * MS <= min(ages_ns)
+        assert min(ages_ns) == 0
         assert max(ages_ns) <= 83.4 * MS  # one period of a camera
     assert not synchronizer.counters
 
@@ -84,17 +84,16 @@ def test_keyframes_alone_give_a_complete_frame_each() -> None:
 def test_sweeps_between_keyframes_are_kept_for_accumulation() -> None:
     synchronizer = new(period_ns=500 * MS, max_sweeps=4)
     last = run(synchronizer, schedule(2, camera_hz=2, lidar_hz=20))[-1][1]
-    # t(3) = 2496.9 ms; BACK_LEFT completes it at 2499.5 ms, before the sweep of 2500 ms.
-    assert [sweep.stamp_ns // MS for sweep in last.sweeps] == [2450, 2400, 2350, 2300]
+    # t(3) = 1000 + 3 * 500 ms; the sweep of that time completes it.
+    assert [sweep.stamp_ns // MS for sweep in last.sweeps] == [2500, 2450, 2400, 2350]
     assert not synchronizer.counters
 
 
 def test_dead_camera_costs_the_wait_in_the_first_frames_only() -> None:
     alive = tuple(name for name in SENSORS if name != "CAM_BACK")
     frames = run(new(), schedule(2, alive))
-    waits_ns = [emitted - (996.9 * MS + k * PERIOD) for k, (emitted, _) in enumerate(frames)]
-    assert all(40 * MS <= wait_ns <= 60 * MS for wait_ns in waits_ns[:PATIENCE_FRAMES])
-    assert all(0 <= wait_ns <= 10 * MS for wait_ns in waits_ns[PATIENCE_FRAMES:])
+    waits_ns = [emitted - (SECOND + k * PERIOD) for k, (emitted, _) in enumerate(frames)]
+    assert waits_ns == [50 * MS] * PATIENCE_FRAMES + [0] * (len(frames) - PATIENCE_FRAMES)
     for _, frame in frames:
         assert dict(frame.missing) == {"CAM_BACK": "no data yet"}
 
@@ -104,8 +103,8 @@ def test_death_and_return_show_in_the_next_frame() -> None:
     stamps = [s for s in schedule(3) if s[1] != "CAM_BACK" or not gone_ns < s[0] < back_ns]
     missing = [frame.missing.get("CAM_BACK") for _, frame in run(new(), stamps)]
     # Last image: 989.6 + 6 * 83.3 = 1489.6 ms; offset -40 and window 60: usable until t(k) =
-    # 1589.6 ms, so t(5) = 1496.9 has it, t(6) = 1596.9 has not. Next image: 989.6 + 19 * 83.3 =
-    # 2572.9 ms, usable from t(k) = 2552.9 ms on: t(15) = 2496.9 has not, t(16) = 2596.9 has it.
+    # 1589.6 ms, so t(5) = 1500 has it, t(6) = 1600 has not. Next image: 989.6 + 19 * 83.3 =
+    # 2572.9 ms, usable from t(k) = 2552.9 ms on: t(15) = 2500 has not, t(16) = 2600 has it.
     assert missing[:6] == [None] * 6
     assert missing[6:16] == ["no data in time"] * 10
     assert missing[16:] == [None] * len(missing[16:])
@@ -124,6 +123,9 @@ def test_sensor_that_comes_back_after_the_instant_is_waited_for_again() -> None:
 def test_without_lidar_the_newest_image_gives_stamp_and_pose() -> None:
     frames = run(new(), schedule(1, CAMERAS))
     assert len(frames) == 10
+    # FRONT_LEFT at 956.9 ms is the first, and for 100 ms a sweep could have set t(0). So t(0) is
+    # 956.9 + 40 ms: its wait has ended at 1046.9 ms, that of t(1) ends at 1146.9 ms.
+    assert [emitted_ns / MS for emitted_ns, _ in frames[:2]] == [1056.9, 1146.9]
     for _, frame in frames:
         newest = max(frame.images.values(), key=lambda image: image.stamp_ns)
         assert frame.stamp_ns == newest.stamp_ns
@@ -146,15 +148,17 @@ def test_frames_without_any_sensor_go_on_with_their_instants_for_stamps() -> Non
 
 def test_message_in_two_frames_gives_only_the_first_its_stamp() -> None:
     synchronizer = two_sensors()
-    synchronizer.push(message("A", 0))  # t(0) = 0
-    (first,) = synchronizer.push(message(LIDAR, 45 * MS))  # 45 ms after t(0) and 55 before t(1)
-    assert first.stamp_ns == 45 * MS
-    assert synchronizer.push(message("A", 90 * MS)) == []
-    (second,) = synchronizer.advance(100 * MS)
-    assert stamps_of(second) == {"A": 90 * MS, LIDAR: 45 * MS}
-    assert second.stamp_ns == 90 * MS
+    synchronizer.push(message("A", 0))
+    assert len(synchronizer.push(message(LIDAR, 0))) == 1  # t(0) = 0
+    synchronizer.push(message("A", 95 * MS))
+    (first,) = synchronizer.push(message(LIDAR, 145 * MS))  # 45 ms after t(1) and 55 before t(2)
+    assert first.stamp_ns == 145 * MS
+    assert synchronizer.push(message("A", 190 * MS)) == []
+    (second,) = synchronizer.advance(200 * MS)
+    assert stamps_of(second) == {"A": 190 * MS, LIDAR: 145 * MS}
+    assert second.stamp_ns == 190 * MS
     assert second.T_global_ego is not None
-    assert second.T_global_ego[0, 3] == 90 * MS
+    assert second.T_global_ego[0, 3] == 190 * MS
 
 
 def test_sweeps_are_the_newest_first_and_no_more_than_asked_for() -> None:
@@ -170,34 +174,39 @@ def test_deadline_says_when_the_next_frame_goes_out() -> None:
     synchronizer = two_sensors()
     assert synchronizer.deadline_ns is None
     assert synchronizer.push(message("A", 0)) == []
-    assert synchronizer.deadline_ns == 50 * MS  # the LiDAR is waited for
-    assert synchronizer.advance(50 * MS - 1) == []
-    (frame,) = synchronizer.advance(50 * MS)
-    assert stamps_of(frame) == {"A": 0}
+    assert synchronizer.deadline_ns == 100 * MS  # a period is given to the LiDAR's first sweep
+    assert len(synchronizer.push(message(LIDAR, 10 * MS))) == 1
     assert synchronizer.push(message("A", 95 * MS)) == []
-    assert synchronizer.push(message(LIDAR, 96 * MS)) == []
-    assert synchronizer.deadline_ns == 100 * MS  # complete
-    assert len(synchronizer.advance(100 * MS)) == 1
+    assert synchronizer.deadline_ns == 160 * MS  # the LiDAR is waited for
+    assert synchronizer.advance(160 * MS - 1) == []
+    (frame,) = synchronizer.advance(160 * MS)
+    assert stamps_of(frame) == {"A": 95 * MS}
+    assert synchronizer.push(message("A", 195 * MS)) == []
+    assert synchronizer.push(message(LIDAR, 196 * MS)) == []
+    assert synchronizer.deadline_ns == 210 * MS  # complete
+    assert len(synchronizer.advance(210 * MS)) == 1
 
 
 def test_message_at_the_last_moment_is_in_the_frame() -> None:
     synchronizer = two_sensors()
-    synchronizer.push(message("A", 0))
-    (frame,) = synchronizer.push(message(LIDAR, 50 * MS))
+    synchronizer.push(message(LIDAR, 0))
+    (frame,) = synchronizer.push(message("A", 50 * MS))
     assert set(stamps_of(frame)) == {"A", LIDAR}
 
 
 def test_newest_usable_message_is_taken_whatever_the_order_of_arrival() -> None:
     synchronizer = two_sensors()
     synchronizer.push(message("A", 0), 0)
-    # 70 ms is past the window of frame 0, which ends at 60 ms; 20 ms lies in it.
-    assert synchronizer.push(message(LIDAR, 70 * MS), 5 * MS) == []
-    (frame,) = synchronizer.push(message(LIDAR, 20 * MS), 10 * MS)
-    assert stamps_of(frame) == {"A": 0, LIDAR: 20 * MS}
+    assert len(synchronizer.push(message(LIDAR, 0), 0)) == 1
+    synchronizer.push(message("A", 100 * MS), 100 * MS)
+    # 170 ms is past the window of frame 1, which ends at 160 ms; 120 ms lies in it.
+    assert synchronizer.push(message(LIDAR, 170 * MS), 105 * MS) == []
+    (frame,) = synchronizer.push(message(LIDAR, 120 * MS), 110 * MS)
+    assert stamps_of(frame) == {"A": 100 * MS, LIDAR: 120 * MS}
     assert not synchronizer.counters
-    synchronizer.push(message(LIDAR, 65 * MS), 75 * MS)  # 70 ms serves each frame that it could
+    synchronizer.push(message(LIDAR, 165 * MS), 175 * MS)  # 170 ms serves each frame that it could
     assert synchronizer.counters == {f"{LIDAR}: out of order": 1}
-    assert stamps_of(synchronizer.flush()[0]) == {LIDAR: 70 * MS}
+    assert stamps_of(synchronizer.flush()[0]) == {LIDAR: 170 * MS}
 
 
 @pytest.mark.parametrize(
@@ -260,19 +269,21 @@ def test_clock_ahead_neither_pulls_time_nor_sets_the_grid() -> None:
     assert synchronizer.counters == {"A: early": 10}
 
 
-def test_message_from_long_ago_does_not_set_the_grid() -> None:
+@pytest.mark.parametrize("sensor", ["A", LIDAR])
+def test_message_from_long_ago_does_not_set_the_grid(sensor: str) -> None:
     synchronizer = two_sensors()
     # wait 50 + window 60 ms: what is older than 110 ms on arrival can be in no frame.
-    synchronizer.push(message("A", SECOND - 110 * MS - 1), SECOND)
+    synchronizer.push(message(sensor, SECOND - 110 * MS - 1), SECOND)
     assert synchronizer.deadline_ns is None
-    assert synchronizer.counters == {"A: stale": 1}
-    (frame,) = synchronizer.push(message("A", SECOND - 110 * MS), SECOND)
-    assert frame.stamp_ns == SECOND - 110 * MS
+    assert synchronizer.counters == {f"{sensor}: stale": 1}
+    frames = synchronizer.push(message(sensor, SECOND - 110 * MS), SECOND)
+    frame = (frames + synchronizer.advance(SECOND + PERIOD))[0]
+    assert stamps_of(frame) == {sensor: SECOND - 110 * MS}
 
 
 def test_time_that_steps_far_gives_each_frame_up_to_a_second() -> None:
     synchronizer = two_sensors()
-    synchronizer.push(message("A", 0))
+    synchronizer.push(message(LIDAR, 0))
     # Frame 0 may wait until 50 ms; a second later is still no jump. Frames 0 to 2 wait in vain for
     # one sensor or two, later ones for none: t(k) <= 1050 ms gives k = 0..10.
     frames = synchronizer.advance(50 * MS + JUMP_NS)
@@ -280,18 +291,23 @@ def test_time_that_steps_far_gives_each_frame_up_to_a_second() -> None:
     assert not synchronizer.counters
 
 
-def test_time_that_jumps_ahead_gives_what_is_there_and_starts_over() -> None:
+@pytest.mark.parametrize(("sensor", "end_ms"), [(LIDAR, 50), ("A", 100)])
+def test_time_that_jumps_ahead_gives_what_is_there_and_starts_over(
+    sensor: str, end_ms: int
+) -> None:
     synchronizer = two_sensors()
-    synchronizer.push(message("A", 0))
-    (frame,) = synchronizer.advance(50 * MS + JUMP_NS + 1)
-    assert stamps_of(frame) == {"A": 0}
+    synchronizer.push(message(sensor, 0))
+    # Frame 0 may wait until 50 ms if the LiDAR has set t(0); a camera waits until 100 ms for that.
+    (frame,) = synchronizer.advance(end_ms * MS + JUMP_NS + 1)
+    assert stamps_of(frame) == {sensor: 0}
     assert synchronizer.counters == {"time jumped ahead": 1}
     now_ns = synchronizer.deadline_ns  # empty frames go on
-    assert now_ns == 100 * MS + JUMP_NS + 1
+    assert now_ns == (end_ms + 50) * MS + JUMP_NS + 1
     (empty,) = synchronizer.advance(now_ns)
     assert dict(empty.missing) == {"A": "no data yet", LIDAR: "no data yet"}
-    synchronizer.push(message("A", now_ns + 5 * MS))
-    assert synchronizer.deadline_ns == now_ns + 55 * MS  # the message has set the grid anew
+    synchronizer.push(message(sensor, now_ns + 5 * MS))
+    # The sweep has set the grid anew, or the image will in a period.
+    assert synchronizer.deadline_ns == now_ns + 5 * MS + end_ms * MS
 
 
 def test_step_back_of_exactly_the_limit_is_no_jump() -> None:
