@@ -68,7 +68,14 @@ class Car:
         self.synchronizer = self.new_synchronizer()
 
     def new_synchronizer(self) -> Synchronizer:
-        return Synchronizer(SynchronizerConfig(cameras=RIG), self.calibration)
+        """One whose grid of frames a sweep has begun."""
+        found = Synchronizer(SynchronizerConfig(cameras=RIG), self.calibration)
+        sweep = LidarSweep(
+            stamp_ns=self.instant_ns, points_lidar=self.points_lidar, T_global_ego=None
+        )
+        found.push(sweep, self.instant_ns)
+        found.advance(self.instant_ns + PERIOD_NS // 2)
+        return found
 
     def next_frame(self, sensor: str, data: np.ndarray | None) -> SensorFrame:
         """One period in which a sensor sends `data`, or nothing that could be read."""
