@@ -128,7 +128,7 @@ ENTRIES = [
     ("/bev/image0", 35, image(20)),
     ("/bev/pointcloud", 60, cloud(40)),
     ("/bev/odometry", 101, odometry(100, 10.0)),
-    ("/bev/image0", 140, image(120, "yuv422")),
+    ("/bev/image0", 140, image(120, "nv21")),
     ("/bev/image1/compressed", 141, compressed(130, b"no jpeg")),
 ]
 

@@ -160,10 +160,10 @@ def test_results_go_on_and_say_which_sensors_they_are_from(
                 shown.add(digits)
     print(f"settled {num_settled}, right {num_right}, wrong {num_wrong}")  # noqa: T201
     assert num_settled >= len(SUBSETS)
-    # On a busy machine a rig that is held up sends nothing for a while: its sensors are rightly
-    # missing then. What does not send is never named as used.
+    # A rig that is held up on a busy machine sends nothing for a while: its sensors are rightly
+    # missing then, in one frame of ten at most. What does not send is never named as used.
     assert num_wrong <= 0.05 * num_settled
-    assert num_right >= 0.6 * num_settled
+    assert num_right >= 0.9 * num_settled
     assert shown == set(SUBSETS)
     assert node.interrupt() == 0
     assert "Traceback" not in node.output
