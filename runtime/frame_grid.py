@@ -5,10 +5,6 @@ from dataclasses import dataclass
 from perception.messages import SensorMessage
 from perception.taxonomy import LIDAR
 
-ARRIVAL_JITTER_NS = 5_000_000
-"""How much later than its first sweep the LiDAR's later ones may come, where messages come after
-their stamps at all: in a car, not in a log [ns]. Source: ours; a message on a busy computer."""
-
 MOST_WAITING = 64
 """Messages kept while t(0) is not known. Source: ours; a period of seven sensors has ten."""
 
@@ -30,14 +26,20 @@ class FrameGrid:
     """Knows the next frame's instant: t(k) = t(0) + k * period.
 
     The LiDAR's first sweep sets t(0), so that frames go out with a sweep that has just come: it is
-    the sweep's instant or, where it came after its stamp, the time at which it came, plus
-    `ARRIVAL_JITTER_NS` and no later than its window allows. Messages before it are kept. If no
+    the sweep's instant or, where it came after that, the time at which it came, plus
+    the jitter and no later than its window allows. Messages before it are kept. If no
     sweep has come a period after the first of them, or there are `MOST_WAITING`, the first one's
     instant is t(0).
     """
 
     def __init__(
-        self, *, period_ns: int, wait_ns: int, window_ns: int, instant_ns: int | None = None
+        self,
+        *,
+        period_ns: int,
+        wait_ns: int,
+        window_ns: int,
+        jitter_ns: int,
+        instant_ns: int | None = None,
     ) -> None:
         """Start without messages.
 
@@ -45,11 +47,13 @@ class FrameGrid:
             period_ns: From frame to frame [ns].
             wait_ns: Longest time from a frame's instant to its emission [ns].
             window_ns: Largest difference of a stamp from the expected one [ns].
+            jitter_ns: How much later than the first the LiDAR's later sweeps may come [ns].
             instant_ns: Of the next frame until t(0) is set [ns]; None: no frame until then.
         """
         self.instant_ns = instant_ns
         """Of the next frame [ns]."""
-        self._period_ns, self._wait_ns, self._window_ns = period_ns, wait_ns, window_ns
+        self._period_ns, self._wait_ns = period_ns, wait_ns
+        self._window_ns, self._jitter_ns = window_ns, jitter_ns
         self._is_set = False
         self._waiting: list[TimedMessage] = []
 
@@ -92,7 +96,5 @@ class FrameGrid:
         self.instant_ns = (self.instant_ns or 0) + self._period_ns
 
     def _by_sweep(self, sweep: TimedMessage) -> int:
-        if sweep.now_ns <= sweep.message.stamp_ns:
-            return sweep.instant_ns
-        come_ns = sweep.now_ns + ARRIVAL_JITTER_NS
-        return max(sweep.instant_ns, min(come_ns, sweep.instant_ns + self._window_ns))
+        come_ns = max(sweep.instant_ns, sweep.now_ns) + self._jitter_ns
+        return min(come_ns, sweep.instant_ns + self._window_ns)

@@ -51,6 +51,10 @@ class SynchronizerConfig:
     offset_ns: Mapping[str, int] = field(default_factory=dict)
     """Sensor -> expected stamp of its sample minus the frame's instant [ns]. What is not named has
     `CAMERA_OFFSET_NS`, or 0 for the LiDAR."""
+    jitter_ns: int = 5_000_000
+    """How much later than the first the LiDAR's later sweeps may come, against the beginning of a
+    period [ns]: a frame that is due before its sweep takes the one before it. Source: ours; a
+    message on a busy computer."""
     max_ahead_ns: int = 100_000_000
     """A stamp further ahead of now is a clock's error [ns]. Source: ours; one period."""
     max_sweeps: int = 10
@@ -66,6 +70,7 @@ class SynchronizerConfig:
             "period_ns": (1, None),
             "wait_ns": (0, self.period_ns),
             "window_ns": (0, JUMP_NS),
+            "jitter_ns": (0, JUMP_NS),
             "max_ahead_ns": (0, JUMP_NS),
             "max_sweeps": (1, None),
         }
@@ -226,6 +231,7 @@ class Synchronizer:
             period_ns=config.period_ns,
             wait_ns=config.wait_ns,
             window_ns=config.window_ns,
+            jitter_ns=config.jitter_ns,
             instant_ns=instant_ns,
         )
         tracks = {name: SensorTrack(offset_ns=config.offset_of(name)) for name in self._sensors}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from perception.taxonomy import LIDAR
-from runtime.frame_grid import ARRIVAL_JITTER_NS, MOST_WAITING
+from runtime.frame_grid import MOST_WAITING
 from runtime.sensor_track import RECENT_STAMPS
 from runtime.synchronizer import PATIENCE_FRAMES, SynchronizerConfig
 from runtime.time_steps import JUMP_NS
@@ -111,9 +111,10 @@ class Oracle:
         sweeps = [entry for entry in self.waiting if entry[0] == LIDAR]
         sensor, stamp, time = (sweeps or self.waiting)[0]
         expected = stamp - self.offsets[sensor]
-        if not sweeps or time <= stamp:
+        if not sweeps:
             return expected
-        return sorted((expected, time + ARRIVAL_JITTER_NS, expected + self.config.window_ns))[1]
+        come = max(expected, time) + self.config.jitter_ns
+        return min(come, expected + self.config.window_ns)
 
     def pass_time(self, now: int) -> None:
         self.times.append(now)

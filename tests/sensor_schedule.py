@@ -55,7 +55,9 @@ def schedule(
 
 def new(**changes: object) -> Synchronizer:
     """A synchronizer of six cameras with the configuration's defaults."""
-    return Synchronizer(SynchronizerConfig(**{"cameras": CAMERAS, **changes}), CALIBRATION)
+    return Synchronizer(
+        SynchronizerConfig(**{"cameras": CAMERAS, "jitter_ns": 0, **changes}), CALIBRATION
+    )
 
 
 def run(synchronizer: Synchronizer, stamps: list[Arrival]) -> list[tuple[int, SensorFrame]]:

@@ -139,7 +139,7 @@ def test_accepted_detections_and_budgets_decide_the_exit_code(
     budget.write_text(json.dumps(limits))
     slow = run_cli(*base, "--budget", budget)
     assert slow.returncode == 1
-    assert "p50_ms of age of oldest sensor: got 4" in slow.stdout
+    assert "p50_ms of age of oldest sensor: got" in slow.stdout
     assert "allowed 0.001" in slow.stdout
 
 

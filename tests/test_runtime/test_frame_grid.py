@@ -11,8 +11,8 @@ from runtime.synchronizer import Synchronizer
 PERIOD = 100 * MS
 
 
-def two_sensors() -> Synchronizer:
-    return new(cameras=("A",), offset_ns={"A": 0})
+def two_sensors(jitter_ns: int = 0) -> Synchronizer:
+    return new(cameras=("A",), offset_ns={"A": 0}, jitter_ns=jitter_ns)
 
 
 def emissions(
@@ -46,28 +46,26 @@ def test_frames_go_out_with_the_sweep_that_has_just_come_however_long_it_takes()
         # Sweeps each 50 ms, images each 25 ms, from 10 ms after the first stamp on.
         sweeps = [(50.0 * k + delay_ms, 50.0 * k, LIDAR) for k in range(40)]
         images = [(25.0 * k + 10, 25.0 * k + 10, "A") for k in range(80)]
-        frames = emissions(two_sensors(), sweeps + images, 2000)
+        frames = emissions(two_sensors(jitter_ns=5 * MS), sweeps + images, 2000)
         assert len(frames) == 20
-        # 5 ms are for sweeps that come a little later than the first; sweeps that come with
-        # their stamps need none.
-        margin_ms = 5 if delay_ms else 0
+        # 5 ms are for sweeps that come a little later than the first.
         for index, (emitted_ms, frame) in enumerate(frames[1:], start=1):
             assert not frame.missing
             assert frame.stamp_ns == 100 * index * MS
-            assert emitted_ms == 100 * index + delay_ms + margin_ms
+            assert emitted_ms == 100 * index + delay_ms + 5
 
 
 def test_a_sweep_that_comes_a_little_later_than_the_first_is_in_its_frame() -> None:
     sweeps = [(50.0 * k + (34 if k else 30), 50.0 * k, LIDAR) for k in range(20)]
     images = [(25.0 * k, 25.0 * k, "A") for k in range(40)]
-    frames = emissions(two_sensors(), sweeps + images, 1000)
+    frames = emissions(two_sensors(jitter_ns=5 * MS), sweeps + images, 1000)
     # t(k) = 100 k + 30 + 5 ms; each second sweep comes 1 ms before.
     assert [frame.stamp_ns // MS for _, frame in frames] == [100 * k for k in range(10)]
     assert [emitted_ms for emitted_ms, _ in frames] == [100 * k + 35 for k in range(10)]
 
 
 def test_a_sweep_that_comes_after_its_window_is_still_in_the_frame_it_begins() -> None:
-    synchronizer = two_sensors()
+    synchronizer = two_sensors(jitter_ns=5 * MS)
     # 80 ms after its stamp: t(0) is 60 ms after the stamp, the last instant that can use it, and
     # not 80 + 5 ms. Frame 0 waits for A until 110 ms.
     assert synchronizer.push(message(LIDAR, 0), 80 * MS) == []

@@ -42,7 +42,7 @@ class FakeSource:
 
 
 def feed(source: FakeSource, cameras: tuple[str, ...] = ()) -> LogFeed:
-    config = SynchronizerConfig(cameras=cameras, wait_ns=50 * MS)
+    config = SynchronizerConfig(cameras=cameras, wait_ns=50 * MS, jitter_ns=0)
     return LogFeed(source, source.scenes, config, LatencyRecorder())
 
 

@@ -17,13 +17,13 @@ SENSORS = ("A", "B", LIDAR)
 UNIT = 5 * MS
 """Times are multiples of this, so that stamps meet each other and the edges of windows."""
 
-CHOICES = ((20, 20, 10, 40), (10, 0, 4, 20), (12, 2, 8, 25), (20, 0, 5, 45), (3, 1))
-"""Period, wait, window, max_ahead, max_sweeps."""
+CHOICES = ((20, 20, 10, 40), (10, 0, 4, 20), (12, 2, 8, 25), (20, 0, 5, 45), (3, 1), (0, 1, 3))
+"""Period, wait, window, max_ahead, max_sweeps, jitter."""
 OFFSETS = (None, -8, -3, 0, 5)
 
 
 def to_config(
-    period: int, wait: int, window: int, ahead: int, sweeps: int, *offsets: int | None
+    period: int, wait: int, window: int, ahead: int, sweeps: int, jitter: int, *offsets: int | None
 ) -> SynchronizerConfig:
     return SynchronizerConfig(
         cameras=("A", "B"),
@@ -33,6 +33,7 @@ def to_config(
         offset_ns={n: o * UNIT for n, o in zip(SENSORS, offsets, strict=True) if o is not None},
         max_ahead_ns=ahead * UNIT,
         max_sweeps=sweeps,
+        jitter_ns=jitter * UNIT,
     )
 
 

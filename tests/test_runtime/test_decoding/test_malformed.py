@@ -69,7 +69,7 @@ class Car:
 
     def new_synchronizer(self) -> Synchronizer:
         """One whose grid of frames a sweep has begun."""
-        found = Synchronizer(SynchronizerConfig(cameras=RIG), self.calibration)
+        found = Synchronizer(SynchronizerConfig(cameras=RIG, jitter_ns=0), self.calibration)
         sweep = LidarSweep(
             stamp_ns=self.instant_ns, points_lidar=self.points_lidar, T_global_ego=None
         )
