@@ -54,6 +54,7 @@ class InProcess:
         rclpy.init(args=["--ros-args", *pairs], signal_handler_options=SignalHandlerOptions.NO)
         self.bev = BevNode()
         self.other = rclpy.create_node("other")
+        self._clients: dict[str, Any] = {}
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.bev)
         self._executor.add_node(self.other)
@@ -75,12 +76,13 @@ class InProcess:
             self._executor.spin_once(timeout_sec=0.02)
 
     def call(self, kind: Any, service: str, request: Any) -> Any:
-        client = self.other.create_client(kind, service)
+        client = self._clients.get(service) or self.other.create_client(kind, service)
         for _ in range(4):  # now and then Fast DDS does not match a client for good: ask anew
             if client.wait_for_service(timeout_sec=5.0):
                 break
             self.other.destroy_client(client)
             client = self.other.create_client(kind, service)
+        self._clients[service] = client  # one that is matched stays so
         self.spin_until(client.service_is_ready, f"{service} is there")
         future = client.call_async(request)
         self.spin_until(future.done, f"{service} answers")
