@@ -161,6 +161,7 @@ def legal(
 
     def make_both(random: Random) -> Made:
         values = points(random, num or 2 * int(random.integers(1, 20)))
+        values[0, 0] = 5.0  # a sweep of which every point is on the car is not used
         return make(random, values), values
 
     return Kind(
