@@ -204,7 +204,7 @@ def _decode_jpeg(content: bytes, size_px: tuple[int, int] | None) -> np.ndarray:
         raise ConversionError("decoder_missing", "JPEG needs simplejpeg: install it") from error
     try:
         height, width, color, _ = simplejpeg.decode_jpeg_header(content)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, KeyError) as error:  # KeyError: a subsampling without a name
         raise ConversionError("jpeg_damaged", f"compressed image is no JPEG: {error}") from error
     _checked_size(width, height, size_px)
     if color not in ("YCbCr", "RGB", "Gray"):

@@ -157,6 +157,12 @@ def jpeg_of(change: Callable[[Random, bytes], bytes]) -> Callable[[Random], Mess
     )
 
 
+def with_luma_sampling(data: bytes, factors: int) -> bytes:
+    """Another number of luma samples per block: four bits across, four down."""
+    place = data.index(b"\xff\xc0") + 11
+    return data[:place] + bytes([factors]) + data[place + 1 :]
+
+
 def with_size(content: bytes, width: int, height: int) -> bytes:
     """A JPEG whose header says another size (frame header: marker, length, bits, height, width)."""
     place = content.index(b"\xff\xc0")
@@ -249,6 +255,8 @@ COMPRESSED = (
                 lambda r, d: r.integers(0, 128, 99, dtype=np.uint8).tobytes())),
             ("jpeg_damaged", "JPEG cut off", jpeg_of(
                 lambda r, d: d[: int(r.integers(4, len(d) - 2))])),
+            ("jpeg_damaged", "JPEG of an unknown subsampling", jpeg_of(
+                lambda r, d: with_luma_sampling(d, 0x14))),
             ("jpeg_damaged", "JPEG of size 0", jpeg_of(lambda r, d: with_size(d, 0, HEIGHT))),
             ("jpeg_damaged", "JPEG that is only a beginning", jpeg_of(
                 lambda r, d: d[:3] + r.bytes(64))),
