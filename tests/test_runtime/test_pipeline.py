@@ -171,7 +171,7 @@ def test_closing_gives_the_engine_and_the_thread_back(bundle: Bundle) -> None:
     assert pipeline.process(frame()).sensors_used
     pipeline.close()
     assert engine.num_closed == 1
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # others may end meanwhile
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
