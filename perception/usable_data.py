@@ -13,6 +13,10 @@ from perception.messages import LidarSweep, SensorFrame, SensorMessage
 from perception.rig_faults import MAX_POSITION, intrinsics_fault
 from perception.taxonomy import LIDAR
 
+JUMP_M = 50.0
+"""The car does not drive this far while a frame's data comes in [m]: a localisation has found
+itself anew. Source: specs of reliability, kinds of poses; half a second at 360 km/h."""
+
 FIRST_POINTS = 1024
 """Points of a sweep that are looked at first. Source: ours."""
 
@@ -23,12 +27,27 @@ def is_pose(T: Float64[np.ndarray, "..."] | None) -> bool:
     return T is not None and T.shape == (4, 4) and bool(np.abs(T).max() <= MAX_POSITION)
 
 
+def has_jumped(
+    T_global_ego_0: Float64[np.ndarray, "4 4"] | None,
+    T_global_ego_1: Float64[np.ndarray, "4 4"] | None,
+) -> bool:
+    """Whether the car cannot have driven from one pose to the other; not where one is missing."""
+    if T_global_ego_0 is None or T_global_ego_1 is None:
+        return False
+    return bool(np.linalg.norm(T_global_ego_1[:3, 3] - T_global_ego_0[:3, 3]) > JUMP_M)
+
+
 def motion(
     T_global_ego_now: Float64[np.ndarray, "4 4"] | None,
     T_global_ego_then: Float64[np.ndarray, "4 4"] | None,
 ) -> Float64[np.ndarray, "4 4"]:
-    """`T_ego_now_ego_then`; identity where a pose is not known: the car is taken to stand."""
+    """`T_ego_now_ego_then`; identity where that is not known: the car is taken to stand.
+
+    It is not where a pose is missing, or the poses jump in between (`has_jumped`).
+    """
     if T_global_ego_now is None or T_global_ego_then is None or not is_pose(T_global_ego_now):
+        return np.eye(4)
+    if has_jumped(T_global_ego_now, T_global_ego_then):
         return np.eye(4)
     return rigid.inverse(T_global_ego_now) @ T_global_ego_then
 
@@ -36,7 +55,8 @@ def motion(
 def usable_sweeps(frame: SensorFrame, spec: InputSpec) -> tuple[LidarSweep, ...]:
     """Sweeps that may be accumulated, newest first; empty where the newest is too old or too new.
 
-    Without ego poses only the newest: older ones would smear over a moving car.
+    Without ego poses only the newest: older ones would smear over a moving car. Those from before
+    a jump of the poses cannot be placed either.
     """
     if lidar_fault(frame, spec) is not None:
         return ()
@@ -47,6 +67,7 @@ def usable_sweeps(frame: SensorFrame, spec: InputSpec) -> tuple[LidarSweep, ...]
         for sweep in frame.sweeps
         if frame.stamp_ns - sweep.stamp_ns <= spec.pillars.max_sweep_age * 1e9
         and is_pose(sweep.T_global_ego)
+        and not has_jumped(frame.T_global_ego, sweep.T_global_ego)
         and _is_points(sweep.points_lidar)
     )
     return tuple(recent)[: spec.pillars.num_sweeps]

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 from jaxtyping import Float64
 
+from perception.usable_data import has_jumped
 from runtime.time_steps import SetBack
 
 LATEST_NS = 100_000_000
@@ -18,7 +19,8 @@ class EgoPoseBuffer:
     Positions are interpolated linearly, rotations along the shortest arc (slerp) between the two
     neighbours. Outside the known span nothing is extrapolated: within `tolerance_ns` of an end that
     end's pose is given, further out none. Where stamps show that time was set back (`SetBack`, with
-    the usual period of frames), the buffer starts over.
+    the usual period of frames), or a pose cannot follow the one before it (`has_jumped`), the
+    buffer starts over: what was seen before a jump cannot be placed after it.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class EgoPoseBuffer:
             max_poses: Most poses kept, whatever their age.
         """
         self.counters: Counter[str] = Counter()
-        """Poses not taken, by reason, and "time jumped back"."""
+        """Poses not taken, by reason, "time jumped back" and "pose jumped"."""
         self._max_age_ns = max_age_ns
         self._tolerance_ns = tolerance_ns
         self._max_gap_ns = max_gap_ns
@@ -68,11 +70,20 @@ class EgoPoseBuffer:
             return
         self._stamps.insert(place, stamp_ns)
         self._poses.insert(place, T_global_ego.copy())
+        if self._is_jump(place):
+            self.counters["pose jumped"] += 1
+            del self._stamps[:place], self._poses[:place]
         oldest_ns = self._stamps[-1] - self._max_age_ns
         num_old = max(
             bisect.bisect_left(self._stamps, oldest_ns), len(self._stamps) - self._max_poses
         )
         del self._stamps[:num_old], self._poses[:num_old]
+
+    def _is_jump(self, place: int) -> bool:
+        """Whether a pose does not follow the one before it; over a gap nobody knows."""
+        if place == 0 or self._stamps[place] - self._stamps[place - 1] > self._max_gap_ns:
+            return False
+        return has_jumped(self._poses[place - 1], self._poses[place])
 
     def at(self, stamp_ns: int) -> Float64[np.ndarray, "4 4"] | None:
         """`T_global_ego` at `stamp_ns`, or None where it is not known."""

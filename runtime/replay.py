@@ -65,6 +65,8 @@ class ReplayConfig:
     """Seconds of the log per second; 0 for the virtual clock."""
     period_ms: float = 100.0
     """Time from frame to frame [ms]."""
+    frozen_after: int = SynchronizerConfig.frozen_after
+    """See there."""
     score_threshold: float = 0.0
     """The pipeline's, for the detections file."""
     faults: FaultPlan = field(default_factory=FaultPlan)
@@ -117,6 +119,7 @@ class Replay:
             period_ns=period_ns,
             wait_ns=min(period_ns, SynchronizerConfig.wait_ns),
             max_sweeps=inputs.pillars.num_sweeps,
+            frozen_after=config.frozen_after,
         )
         self._feed = LogFeed(source, self._scenes, synchronizer, self._recorder, config.faults)
         self._records: list[golden.Record] = []
@@ -171,6 +174,7 @@ class Replay:
             "clock": "wall" if self._config.speed > 0 else "virtual",
             "speed": self._config.speed,
             "period_ms": self._config.period_ms,
+            "frozen_after": self._config.frozen_after,
             "messages": dict(sorted(feed.messages.items())),
             "missing_files": dict(sorted(missing_files.items())),
             "missing_file_reasons": [m.reason for m in feed.missing_files[:MAX_NAMED_FILES]],
@@ -275,6 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = ReplayConfig(
         speed=options.speed,
         period_ms=options.period,
+        frozen_after=options.frozen_after,
         score_threshold=options.score_threshold,
         faults=fault_plan(options),
         verbose=options.verbose,

@@ -88,6 +88,14 @@ def _add_recording(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--period", type=float, default=100.0, metavar="MS", help="between frames, default 100"
     )
+    group.add_argument(
+        "--frozen-after",
+        type=int,
+        default=3,
+        metavar="N",
+        help="a sensor is not used that sends the same content N times in a row, default 3; 0: it "
+        "is, for simulators without noise",
+    )
 
 
 def _add_faults(group: argparse._ArgumentGroup) -> None:

@@ -59,6 +59,10 @@ class SynchronizerConfig:
     """A stamp further ahead of now is a clock's error [ns]. Source: ours; one period."""
     max_sweeps: int = 10
     """LiDAR sweeps kept for accumulation. Source: specs, base network section 1."""
+    frozen_after: int = 3
+    """The so many-th message of a sensor in a row with the same content, and those after it, are
+    dropped; 0: never, e.g. for a simulator that has no noise. Source: ours; a sensor of the real
+    world never repeats itself, a driver that hangs does."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot work."""
@@ -79,6 +83,8 @@ class SynchronizerConfig:
             if value < low or (high is not None and value > high):
                 bound = f"{low} or more" if high is None else f"{low}..{high}"
                 raise InputError(f"{name} is {value}, expected {bound}.")
+        if self.frozen_after < 0 or self.frozen_after == 1:
+            raise InputError(f"frozen_after is {self.frozen_after}, expected 0 (never), 2 or more.")
         if strangers := set(self.offset_ns) - {*self.cameras, LIDAR}:
             raise InputError(
                 f"offset_ns names {sorted(strangers)}, expected only {LIDAR} and the cameras "
@@ -122,6 +128,7 @@ class Synchronizer:
     - unknown sensor, malformed (`reject`);
     - early: the stamp is further ahead of now than `max_ahead_ns`;
     - duplicate: the sensor has sent this stamp before;
+    - frozen: the sensor repeats itself under fresh stamps (`frozen_after`);
     - late: meant for the last frame, which had waited in full or had nothing of this sensor;
     - stale: too old even for the frame that went out last;
     - out of order: a newer message has come before it and serves every frame that it could.
@@ -294,6 +301,8 @@ class Synchronizer:
         stamp_ns, period_ns, window_ns = message.stamp_ns, config.period_ns, config.window_ns
         if stamp_ns in track.recent_ns:
             return "duplicate"
+        if 0 < config.frozen_after <= track.count_alike(message):
+            return "frozen"
         error_ns = timed.instant_ns - (state.grid.instant_ns or 0)
         if error_ns < -window_ns:
             fault = self._why_too_old(track, error_ns + period_ns, timed.now_ns)

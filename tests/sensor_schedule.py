@@ -56,7 +56,8 @@ def schedule(
 def new(**changes: object) -> Synchronizer:
     """A synchronizer of six cameras with the configuration's defaults."""
     return Synchronizer(
-        SynchronizerConfig(**{"cameras": CAMERAS, "jitter_ns": 0, **changes}), CALIBRATION
+        SynchronizerConfig(**{"cameras": CAMERAS, "jitter_ns": 0, "frozen_after": 0, **changes}),
+        CALIBRATION,
     )
 
 

@@ -185,6 +185,8 @@ def test_motion_by_hand() -> None:
     np.testing.assert_allclose(moved, [[3, 0, 0]])
     np.testing.assert_array_equal(usable_data.motion(None, then), np.eye(4))
     np.testing.assert_array_equal(usable_data.motion(now, None), np.eye(4))
+    now[0, 3] = 61  # 51 m: no car has driven that way
+    np.testing.assert_array_equal(usable_data.motion(now, then), np.eye(4))
 
 
 def test_accumulated_sweeps_see_each_object_where_it_was(frame: SensorFrame) -> None:
@@ -223,6 +225,17 @@ def test_which_sweeps_are_usable(frame: SensorFrame) -> None:
     gap = dataclasses.replace(frame, sweeps=(frame.sweeps[0], lost, *frame.sweeps[2:]))
     assert ages_ms(gap) == [0, 100, 150]
     assert ages_ms(dataclasses.replace(frame, sweeps=())) == []
+
+
+def test_sweeps_from_before_a_jump_of_the_poses_are_left_out(frame: SensorFrame) -> None:
+    away = np.eye(4)
+    away[1, 3] = 60.0
+    before = [
+        dataclasses.replace(sweep, T_global_ego=away @ sweep.T_global_ego)
+        for sweep in frame.sweeps[1:]
+    ]
+    jumped = dataclasses.replace(frame, sweeps=(frame.sweeps[0], *before))
+    assert usable_data.usable_sweeps(jumped, SPEC) == (frame.sweeps[0],)
 
 
 def test_a_pixel_of_the_car_ahead_reaches_the_cell_of_the_car(frame: SensorFrame) -> None:

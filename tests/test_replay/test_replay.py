@@ -117,6 +117,22 @@ def test_a_dead_lidar_goes_to_the_camera_mode_with_the_next_frame(
     assert max(steps) < 200 * MS  # no period without an output
 
 
+def test_a_frozen_camera_is_seen_at_its_third_picture(
+    toy_bundle: Path, small_log_root: Path
+) -> None:
+    plan = FaultPlan(script=(parse_fault("CAM_BACK:frozen:0.3-0.9"),))
+    pipeline = Pipeline(load_bundle(toy_bundle), num_threads=1)
+    done = started(pipeline, small_log_root, 0.0, faults=plan)
+    done.run()
+    report = done.report()
+    # of those with the picture before, the first is the second of a row, which is used
+    num_alike = report["faults"]["CAM_BACK: frozen"]
+    assert report["synchronizer"] == {"CAM_BACK: frozen": num_alike - 1}
+    records = json.loads(done.detections_text())["frames"]
+    missing = {reason for record in records for reason in record["sensors_missing"].values()}
+    assert missing == {"message dropped: frozen"}
+
+
 def test_accepted_detections_and_budgets_decide_the_exit_code(
     toy_bundle: Path, small_log_root: Path, tmp_path: Path
 ) -> None:

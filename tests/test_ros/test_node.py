@@ -162,6 +162,10 @@ def rig(small_log_root: Path, tmp_path: Path) -> Path:
         ({"bundle": "x", "camera_offsets_ms": "soon"}, "expected a list of numbers"),
         ({"bundle": "x", "period_ms": -1}, "period_ms is -1.0, expected"),
         ({"bundle": "x", "wait_ms": 101}, "wait_ms is 101.0, expected a number from 0.0 to 100.0"),
+        (
+            {"bundle": "TEST", "frozen_after": 1, "self_test": "false"},
+            "frozen_after is 1, expected",
+        ),
         ({"bundle": "x", "window_ms": 5000}, "window_ms is 5000.0, expected"),
         ({"bundle": "x", "sensor_depth": 1000000000000}, "sensor_depth is 1000000000000, expected"),
         ({"bundle": "TEST", "calibration": "FLAT", "self_test": "false"}, "rows, expected"),
@@ -362,6 +366,7 @@ def test_compressed_images_and_camera_info_alone_make_a_calibrated_camera(
     place = [p.x, p.y, p.z, q.x, q.y, q.z, q.w]
     here = start_here(**{
         "bundle": test_bundle, "compressed": "true", "self_test": "false",
+        "frozen_after": 0,  # it sends one picture all the time
         "extrinsics.CAM_FRONT": str(place),
     })  # fmt: skip
     boxes = here.hear(Box3DArray, "/bev/output/boxes")

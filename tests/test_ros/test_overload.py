@@ -54,6 +54,7 @@ def test_the_newest_frame_is_computed_and_no_queue_grows(tmp_path: Path) -> None
         SynchronizerConfig(
             cameras=CAMERAS, period_ns=int(PERIOD_S * 1e9), wait_ns=20_000_000,
             window_ns=20_000_000, offset_ns=dict.fromkeys((*CAMERAS, LIDAR), 0),
+            frozen_after=0,
         ),
         clock_ns=time.time_ns,
         publish=publish,

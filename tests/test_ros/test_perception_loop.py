@@ -34,7 +34,7 @@ pytestmark = pytest.mark.ros
 MS = 1_000_000
 START_NS = 10**18
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
-CONFIG = SynchronizerConfig(cameras=CAMERAS, jitter_ns=0)
+CONFIG = SynchronizerConfig(cameras=CAMERAS, jitter_ns=0, frozen_after=0)
 
 
 class StandInLadder:

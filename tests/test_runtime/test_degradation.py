@@ -53,7 +53,7 @@ def test_after_each_of_128_changes_of_sensors_the_next_results_say_so(ladder: La
         for stamp_ns, sensor in schedule(128 * dwell / SECOND, start_ms=100)
         if sensor in subsets[min(stamp_ns // dwell, 127)]
     ]
-    config = SynchronizerConfig(cameras=CAMERAS, period_ns=PERIOD, wait_ns=WAIT)
+    config = SynchronizerConfig(cameras=CAMERAS, period_ns=PERIOD, wait_ns=WAIT, frozen_after=0)
     synchronizer = Synchronizer(config, calibration())
     results: list[tuple[int, PerceptionResult]] = []
     for now_ns in range(arrivals[0][0], 128 * dwell, TICK):

@@ -139,3 +139,25 @@ def test_a_late_pose_is_no_step_of_time() -> None:
         buffer.add((800 + 20 * step) * MS, pose(step, 0))
     assert not buffer.counters
     assert len(buffer) == 20
+
+
+def test_a_pose_that_the_car_cannot_have_driven_to_starts_over() -> None:
+    buffer = EgoPoseBuffer()
+    buffer.add(0, pose(0.0, 0))
+    buffer.add(20 * MS, pose(50.0, 0))  # just possible
+    buffer.add(40 * MS, pose(101.0, 0))
+    buffer.add(60 * MS, pose(101.5, 0))
+    assert buffer.counters == {"pose jumped": 1}
+    assert len(buffer) == 2
+    assert buffer.at(0) is None
+    found = buffer.at(50 * MS)
+    assert found is not None
+    assert found[0, 3] == pytest.approx(101.25)
+
+
+def test_over_a_gap_any_way_is_possible() -> None:
+    buffer = EgoPoseBuffer(max_gap_ns=300 * MS)
+    buffer.add(0, pose(0.0, 0))
+    buffer.add(301 * MS, pose(500.0, 0))
+    assert not buffer.counters
+    assert buffer.at(0)[0, 3] == 0

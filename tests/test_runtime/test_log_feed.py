@@ -42,7 +42,7 @@ class FakeSource:
 
 
 def feed(source: FakeSource, cameras: tuple[str, ...] = ()) -> LogFeed:
-    config = SynchronizerConfig(cameras=cameras, wait_ns=50 * MS, jitter_ns=0)
+    config = SynchronizerConfig(cameras=cameras, wait_ns=50 * MS, jitter_ns=0, frozen_after=0)
     return LogFeed(source, source.scenes, config, LatencyRecorder())
 
 

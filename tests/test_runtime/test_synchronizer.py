@@ -367,6 +367,8 @@ def test_new_calibration_holds_from_the_next_frame_on() -> None:
         {"window_ns": JUMP_NS + 1},
         {"max_ahead_ns": -1},
         {"max_sweeps": 0},
+        {"frozen_after": -1},
+        {"frozen_after": 1},
         {"offset_ns": {"CAM_ROOF": 0}},
         {"cameras": ("A", "A")},
         {"cameras": (LIDAR,)},

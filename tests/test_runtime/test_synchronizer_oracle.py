@@ -34,6 +34,7 @@ def to_config(
         max_ahead_ns=ahead * UNIT,
         max_sweeps=sweeps,
         jitter_ns=jitter * UNIT,
+        frozen_after=0,  # no message has a content
     )
 
 

@@ -69,7 +69,9 @@ class Car:
 
     def new_synchronizer(self) -> Synchronizer:
         """One whose grid of frames a sweep has begun."""
-        found = Synchronizer(SynchronizerConfig(cameras=RIG, jitter_ns=0), self.calibration)
+        # The other sensors repeat themselves.
+        config = SynchronizerConfig(cameras=RIG, jitter_ns=0, frozen_after=0)
+        found = Synchronizer(config, self.calibration)
         sweep = LidarSweep(
             stamp_ns=self.instant_ns, points_lidar=self.points_lidar, T_global_ego=None
         )

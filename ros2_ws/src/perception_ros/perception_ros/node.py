@@ -151,6 +151,7 @@ class BevNode(LifecycleNode):
             window_ns=int(settings.window_ms * 1e6),
             offset_ns={**settings.offsets_ns(cameras), LIDAR: 0},
             max_sweeps=inputs.pillars.num_sweeps,
+            frozen_after=settings.frozen_after,
         )
         rig = load_rig(self, settings, (*cameras, LIDAR))
         with ExitStack() as on_error:

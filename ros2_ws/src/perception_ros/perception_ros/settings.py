@@ -71,6 +71,11 @@ class NodeSettings:
     camera_offsets_ms: tuple[float, ...] = parameter(
         (-40.0,), "expected stamp minus the LiDAR's: one for all cameras or one each [ms]"
     )
+    frozen_after: int = parameter(
+        3,
+        "a sensor that sends the same content so many times in a row is not used; 0: it is, for "
+        "simulators without noise",
+    )
     compensate_ego_motion: bool = parameter(
         True, "put each camera where it was when its picture was taken; needs odometry"
     )
