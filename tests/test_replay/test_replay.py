@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,17 @@ def test_a_frozen_camera_is_seen_at_its_third_picture(
     records = json.loads(done.detections_text())["frames"]
     missing = {reason for record in records for reason in record["sensors_missing"].values()}
     assert missing == {"message dropped: frozen"}
+
+
+def test_a_simulator_without_noise_may_repeat_itself(
+    toy_bundle: Path, small_log_root: Path
+) -> None:
+    done = run_cli(
+        *(toy_bundle, "--log", small_log_root, "--scene", "scene-0061", "--speed", 0),
+        *("--fault", "CAM_BACK:frozen:0.3-0.9", "--frozen-after", 0),
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search("dropped messages +none", done.stdout)
 
 
 def test_accepted_detections_and_budgets_decide_the_exit_code(
