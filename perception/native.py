@@ -273,6 +273,11 @@ def _load() -> tuple[NativeLibrary | None, str]:
     return None, "; ".join(why) or missing
 
 
+def address(array: np.ndarray) -> ctypes.c_void_p:
+    """Where an array's numbers lie, for a compiled function; keeps the array alive."""
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
 def _pointers(*arrays: np.ndarray) -> list[ctypes.c_void_p]:
     """Addresses of arrays, once they are known to be contiguous."""
     for array in arrays:

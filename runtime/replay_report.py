@@ -1,5 +1,6 @@
 """A replay's report for people: plain text, Markdown, and a picture of the latencies."""
 
+import importlib.util
 import io
 import resource
 import sys
@@ -89,8 +90,12 @@ def make_folder(path: Path) -> None:
     """Make the folder of a report, where there is none yet.
 
     Raises:
-        InputError: It cannot be made.
+        InputError: It cannot be made, or there is nothing to draw the report's picture with.
     """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError(
+            "The picture of the latencies needs matplotlib: pip install 'bev-perception[viewer]'."
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -106,15 +111,11 @@ def save_histogram(path: Path, samples: Mapping[str, Sequence[float]], title: st
         title: Line on top.
 
     Raises:
-        InputError: matplotlib is not installed, or the file cannot be written.
+        InputError: The file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # only reports need it
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            "The picture of the latencies needs matplotlib: pip install 'bev-perception[viewer]'."
-        ) from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # only reports need it
+    from matplotlib.figure import Figure
+
     columns = 3
     rows = max(1, -(-len(samples) // columns))
     figure = Figure(figsize=(4.2 * columns, 2.1 * rows + 0.5), layout="constrained")

@@ -88,15 +88,15 @@ def sweep_to_ego(
     num_kept = ctypes.c_int64()
     _run(
         library.functions.lidar_points_to_ego,
-        _address(points_lidar),
+        native.address(points_lidar),
         ctypes.c_int64(row_step),
         ctypes.c_int64(point_step),
         ctypes.c_int64(num_points),
-        _address(np.ascontiguousarray(T_ego_lidar)),
+        native.address(np.ascontiguousarray(T_ego_lidar)),
         ctypes.c_float(ego_radius),
         ctypes.c_float(age),
         ctypes.c_int64(points_ego.strides[0] // points_ego.itemsize),
-        _address(points_ego),
+        native.address(points_ego),
         ctypes.byref(num_kept),
     )
     return num_kept.value
@@ -121,12 +121,12 @@ def occupied_cells(
     limits = (grid.x_min, grid.y_min, volume.z_min, volume.z_max, grid.cell, volume.slice_height)
     _run(
         library.functions.lidar_points_cells,
-        _address(rows),
+        native.address(rows),
         row_step,
         ctypes.c_int64(num_points),
         ctypes.byref(_VolumeStruct(*limits, grid.nx, grid.ny, volume.num_slices)),
-        _address(cell),
-        _address(occupied),
+        native.address(cell),
+        native.address(occupied),
         ctypes.byref(num_occupied),
     )
     return cell, occupied[: num_occupied.value].copy()
@@ -174,16 +174,16 @@ def fill_pillars(
     num_used = np.empty(len(kept), np.int32)
     _run(
         library.functions.lidar_points_fill,
-        _address(rows),
+        native.address(rows),
         row_step,
         ctypes.c_int64(points_ego.shape[1]),
-        _address(np.ascontiguousarray(cell)),
+        native.address(np.ascontiguousarray(cell)),
         ctypes.c_int32(num_cells),
-        _address(np.ascontiguousarray(kept)),
+        native.address(np.ascontiguousarray(kept)),
         ctypes.c_int64(len(kept)),
         ctypes.c_int32(max_points),
-        _address(points),
-        _address(num_used),
+        native.address(points),
+        native.address(num_used),
     )
     return points, num_used
 
@@ -232,14 +232,14 @@ def nearest_depths(
     rows, row_step = _rows(points_ego)
     _run(
         library.functions.lidar_points_depth_image,
-        _address(rows),
+        native.address(rows),
         row_step,
         ctypes.c_int64(points_ego.shape[1]),
-        _address(np.ascontiguousarray(P)),
+        native.address(np.ascontiguousarray(P)),
         ctypes.c_float(min_depth),
         ctypes.c_int32(height),
         ctypes.c_int32(width),
-        _address(image),
+        native.address(image),
     )
 
 
@@ -271,10 +271,6 @@ def _rows(points: Float32[np.ndarray, "rows n"]) -> tuple[np.ndarray, ctypes.c_i
     if points.shape[1] > 1 and points.strides[1] != points.itemsize:
         points = np.ascontiguousarray(points)
     return points, ctypes.c_int64(points.strides[0] // points.itemsize)
-
-
-def _address(array: np.ndarray) -> ctypes.c_void_p:
-    return array.ctypes.data_as(ctypes.c_void_p)  # keeps the array alive
 
 
 def _run(function: Callable[..., int], *arguments: object) -> None:

@@ -249,10 +249,10 @@ def build_with_library(
     shapes = np.array([(c.kernel, c.stride, c.padding) for c in levels.convs], np.int32)
     cells = np.ascontiguousarray(cells)
     error = entry(
-        *(_address(cells), len(cells), _address(np.array(levels.size, np.int32))),
-        *(_address(shapes), len(levels.convs), _address(np.array(room, np.int32))),
-        *(num_threads, _addresses(stages), _addresses(strided), _address(dense)),
-        *(_address(num_rows), _address(num_dropped)),
+        *(native.address(cells), len(cells), native.address(np.array(levels.size, np.int32))),
+        *(native.address(shapes), len(levels.convs), native.address(np.array(room, np.int32))),
+        *(num_threads, _addresses(stages), _addresses(strided), native.address(dense)),
+        *(native.address(num_rows), native.address(num_dropped)),
     )
     if error == 10:
         raise MemoryError("no memory for the tables of sparse convolutions")
@@ -366,10 +366,6 @@ def _axis_name(level: int) -> str:
 
 def _next_size(size: Axes, conv: ConvShape) -> Axes:
     return conv.output_size(size)
-
-
-def _address(array: np.ndarray) -> ctypes.c_void_p:
-    return array.ctypes.data_as(ctypes.c_void_p)  # keeps the array alive
 
 
 def _addresses(arrays: list[np.ndarray]) -> ctypes.Array:

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 
+from perception.errors import InputError
 from runtime import replay_report
 
 LATENCY = {
@@ -71,3 +72,12 @@ def test_the_picture_marks_the_percentiles_of_its_samples(
 def test_memory_is_in_mebibytes() -> None:
     # a Python with numpy takes tens of MiB, and no test takes a hundred GiB
     assert 20 < replay_report.peak_memory_mib() < 100_000
+
+
+def test_a_report_without_its_picture_is_refused_before_the_replay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"needs matplotlib: pip install"):
+        replay_report.make_folder(tmp_path / "report")
+    assert not (tmp_path / "report").exists()
