@@ -168,9 +168,17 @@ def test_quotes_in_paths_are_nothing_special(module: Any) -> None:
     assert parameters(both["bev_node"])["calibration"] == odd
 
 
-def test_a_word_that_is_neither_yes_nor_no_is_refused(module: Any) -> None:
-    with pytest.raises(RuntimeError, match="rviz is 'perhaps', expected true or false"):
-        started(module, rviz="perhaps")
+def test_the_launch_ends_with_either_node_but_not_with_rviz(module: Any) -> None:
+    all_three = nodes(module, bundle="b", log="l", rviz="true")
+    ends = {name for name, node in all_three.items() if "on_exit" in node}
+    assert ends == {"bev_node", "log_player"}
+    assert all(type(all_three[name]["on_exit"]).__name__ == "Shutdown" for name in ends)
+
+
+@pytest.mark.parametrize("word", ["perhaps", "yes", "on"])
+def test_a_word_that_is_neither_true_nor_false_is_refused(module: Any, word: str) -> None:
+    with pytest.raises(RuntimeError, match=f"rviz is '{word}', expected true or false"):
+        started(module, rviz=word)
 
 
 def test_the_node_listens_to_what_the_player_publishes(module: Any) -> None:
