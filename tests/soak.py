@@ -4,7 +4,8 @@
     make soak SOAK_MINUTES=60
 
 A rig process sends six cameras at 12 Hz and a LiDAR at 20 Hz; its sensors come and go every ten
-seconds. Needs .venv-ros and a sourced workspace; prints a table and writes JSON.
+seconds. In the warm-up the node is stopped for a moment some times, so that each of its queues has
+been full: DDS keeps the buffers of a queue's largest filling for good, which is no leak. Needs .venv-ros and a sourced workspace; prints a table and writes JSON.
 """
 
 import argparse
@@ -26,6 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SUBSETS = ("1111111", "1111110", "1111111", "0000001", "1111111", "1011101")
 DWELL_S = 10.0
 SAMPLE_S = 1.0
+STALLS_S = tuple(second + since for since in range(0, 120, 20) for second in (3.0, 6.0))
+"""When the node is stopped, after its first result: while all sensors send, see `SUBSETS`."""
+STALL_S = 0.7
+"""For how long: longer than five periods of a camera, as many messages as a sensor's queue holds,
+and short enough not to count as a step of time."""
 MAX_SLOPE_MB_PER_HOUR = 1.0
 """Source: docs of the reliability goals; Theil-Sen slope after the warm-up."""
 MAX_P99_DRIFT = 0.05
@@ -64,7 +70,7 @@ def main() -> int:
         env=dict(os.environ), stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        samples, ages = watch(node, rig)
+        samples, ages = watch(node, rig, warm_up_s(seconds))
     finally:
         rig.kill()
         node.send_signal(signal.SIGINT)
@@ -76,12 +82,12 @@ def main() -> int:
 
 
 def watch(
-    node: subprocess.Popen, rig: subprocess.Popen
+    node: subprocess.Popen, rig: subprocess.Popen, warm_up: float
 ) -> tuple[list[tuple[float, ...]], list[tuple[float, float]]]:
     """Time [s], resident memory [MB], threads and files per second; time and age [s] per result."""
     samples: list[tuple[float, ...]] = []
     ages: list[tuple[float, float]] = []
-    start = time.monotonic()
+    start, stalls = time.monotonic(), [since for since in STALLS_S if since < warm_up]
 
     def take(message: Box3DArray) -> None:
         stamp = message.header.stamp
@@ -93,6 +99,11 @@ def watch(
     due = 0.0
     while rig.poll() is None and node.poll() is None:
         rclpy.spin_once(listener, timeout_sec=0.1)
+        if stalls and ages and time.monotonic() - start - ages[0][0] >= stalls[0]:
+            del stalls[0]
+            node.send_signal(signal.SIGSTOP)
+            time.sleep(STALL_S)
+            node.send_signal(signal.SIGCONT)
         if time.monotonic() - start >= due:
             due += SAMPLE_S
             samples.append((time.monotonic() - start, *resources(node.pid)))
@@ -110,6 +121,11 @@ def resources(pid: int) -> tuple[float, int, int]:
     return int(status["VmRSS"].split()[0]) / 1024, int(status["Threads"]), files
 
 
+def warm_up_s(seconds: float) -> float:
+    """What is left out of the figures: a fifth of the time, five minutes at most."""
+    return min(300.0, seconds / 5)
+
+
 def slope(times: np.ndarray, values: np.ndarray) -> float:
     """Median of the slopes of all pairs (Theil-Sen), of at most 600 points."""
     step = max(1, len(times) // 600)
@@ -121,8 +137,8 @@ def slope(times: np.ndarray, values: np.ndarray) -> float:
 def summary(
     samples: list[tuple[float, ...]], ages: list[tuple[float, float]], seconds: float
 ) -> dict[str, object]:
-    """Figures after a warm-up of a fifth of the time, five minutes at most."""
-    warm_up = min(300.0, seconds / 5)
+    """Figures after the warm-up."""
+    warm_up = warm_up_s(seconds)
     half = warm_up + (seconds - warm_up) / 2
     table = np.array([sample for sample in samples if sample[0] > warm_up])
     late = np.array([age for age in ages if age[0] > warm_up]).reshape(-1, 2)
