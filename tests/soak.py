@@ -5,7 +5,8 @@
 
 A rig process sends six cameras at 12 Hz and a LiDAR at 20 Hz; its sensors come and go every ten
 seconds. In the warm-up the node is stopped for a moment some times, so that each of its queues has
-been full: DDS keeps the buffers of a queue's largest filling for good, which is no leak. Needs .venv-ros and a sourced workspace; prints a table and writes JSON.
+been full: DDS keeps the buffers of a queue's largest filling for good, which is no leak. Needs
+.venv-ros and a sourced workspace; prints a table and writes JSON.
 """
 
 import argparse
@@ -27,8 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SUBSETS = ("1111111", "1111110", "1111111", "0000001", "1111111", "1011101")
 DWELL_S = 10.0
 SAMPLE_S = 1.0
-STALLS_S = tuple(second + since for since in range(0, 120, 20) for second in (3.0, 6.0))
-"""When the node is stopped, after its first result: while all sensors send, see `SUBSETS`."""
+STALLS_S = tuple(second + since for since in range(0, 240, 20) for second in (1.0, 3.0, 5.0, 7.0))
+"""When the node is stopped, after its first result: while all sensors send, see `SUBSETS`. As many
+as that, because shared memory keeps seven images and no more while nobody reads."""
 STALL_S = 0.7
 """For how long: longer than five periods of a camera, as many messages as a sensor's queue holds,
 and short enough not to count as a step of time."""
