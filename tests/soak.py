@@ -4,9 +4,9 @@
     make soak SOAK_MINUTES=60
 
 A rig process sends six cameras at 12 Hz and a LiDAR at 20 Hz; its sensors come and go every ten
-seconds. In the warm-up the node is stopped for a moment some times, so that each of its queues has
-been full: DDS keeps the buffers of a queue's largest filling for good, which is no leak. Needs
-.venv-ros and a sourced workspace; prints a table and writes JSON.
+seconds. In the warm-up the node is stopped for a moment some times: messages pile up as they do on
+a busy computer, and what a process has once taken (heap, segments of shared memory) it keeps. What
+grows after that is a leak. Needs .venv-ros and a sourced workspace; prints a table and writes JSON.
 """
 
 import argparse
