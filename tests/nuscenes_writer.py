@@ -274,7 +274,7 @@ class _SceneWriter:
     def _jpeg(
         self, stamp: int, T_ego_global: np.ndarray, T_ego_cam: np.ndarray, K_cam: np.ndarray
     ) -> bytes:
-        """Sky, ground, and the visible boxes as filled outlines, with a camera's noise."""
+        """Sky with a clock in the corner, ground, and the visible boxes as filled outlines."""
         rgb = np.full((self.height, self.width, 3), (150, 180, 220), np.uint8)
         rgb[self.height // 2 :] = (90, 90, 90)
         rows = boxes.transform(T_ego_global, boxes_global(self.scene, stamp))
@@ -283,7 +283,8 @@ class _SceneWriter:
             if in_front.all():
                 outline = cv2.convexHull(np.clip(pixels, -1e4, 1e4).astype(np.int32))
                 cv2.fillConvexPoly(rgb, outline, color)
-        rgb += np.random.default_rng(stamp).integers(0, 16, rgb.shape, dtype=np.uint8)
+        # No two pictures are alike, as with a camera's noise: what repeats itself is frozen.
+        rgb[:8, :8] = np.random.default_rng(stamp).integers(0, 256, 3)
         return simplejpeg.encode_jpeg(rgb, quality=90)
 
     def _write_annotations(self, keyframe_points: list[np.ndarray]) -> None:
