@@ -9,6 +9,7 @@ from perception.errors import InputError
 from runtime.engines.onnx_engine import BevPoolForm
 from runtime.engines.selection import EngineKind
 from runtime.replay_faults import SCRIPT_FORM
+from runtime.synchronizer import SynchronizerConfig
 
 ONLY_FOR = {"--log": ("version",), "--bag": ("topic", "calibration", "base_frame")}
 """Options that one kind of recording has and the other has not."""
@@ -91,10 +92,10 @@ def _add_recording(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--frozen-after",
         type=int,
-        default=3,
+        default=SynchronizerConfig.frozen_after,
         metavar="N",
-        help="a sensor is not used that sends the same content N times in a row, default 3; 0: it "
-        "is, for simulators without noise",
+        help="a sensor is not used that sends the same content N times in a row, default "
+        "%(default)s; 0: it is, for simulators without noise",
     )
 
 

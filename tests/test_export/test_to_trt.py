@@ -86,14 +86,17 @@ def test_an_engine_comes_out_of_a_bundle_and_computes_what_the_file_does(
 
     # the same answers as the portable file, with room left in every varying axis
     bound = {"fp32": 1e-5, "fp16": 1e-2}[precision]
-    engine, file, num_compared = TensorrtEngine(bundle), OnnxEngine(bundle), 0
+    engine, file = TensorrtEngine(bundle), OnnxEngine(bundle)
     for frame in [noise_frame(spec, 3), *with_missing_sensors(noise_frame(spec, 4))]:
         got, expected = engine.run(frame), file.run(frame)
         np.testing.assert_allclose(got.map_prob, expected.map_prob, atol=bound)
-        if expected.scores.max() < 1:  # of peaks that all are 1, chance keeps one or another
-            np.testing.assert_allclose(np.sort(got.scores), np.sort(expected.scores), atol=bound)
-            num_compared += 1
-    assert num_compared >= 3
+        assert len(got.scores) == len(expected.scores)
+        # Of peaks that all are 1 chance keeps one more or less, and the last score makes room. The
+        # bound has 1e-5 to the next score.
+        scores = [np.sort(s[s < 0.99995]) for s in (got.scores, expected.scores)]
+        num = min(map(len, scores))
+        assert num >= 15
+        np.testing.assert_allclose(scores[0][-num:], scores[1][-num:], atol=bound)
 
 
 def test_the_profile_is_the_card_s_and_the_cache_is_used_again(toy, tmp_path, monkeypatch):

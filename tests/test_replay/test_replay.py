@@ -39,6 +39,15 @@ def started(pipeline: Pipeline, log: Path, speed: float, **config: object) -> re
     )
 
 
+def struck(bundle: Path, log: Path, *faults: str, **plan: float) -> replay.Replay:
+    """A replay of scene-0061 with faults, in virtual time, run to its end."""
+    script = tuple(parse_fault(fault) for fault in faults)
+    pipeline = Pipeline(load_bundle(bundle), num_threads=1)
+    done = started(pipeline, log, 0.0, faults=FaultPlan(script=script, **plan))
+    done.run()
+    return done
+
+
 @pytest.fixture
 def own_log(small_log_root: Path, tmp_path: Path) -> Path:
     return shutil.copytree(small_log_root, tmp_path / "log")
@@ -79,17 +88,8 @@ def test_the_virtual_clock_gives_the_same_bytes_twice_faults_included(
 ) -> None:
     def run(seed: int) -> replay.Replay:
         script = ("CAM_BACK:dead:0.3-0.8", "LIDAR_TOP:late:0.2-1:80", "CAM_FRONT:frozen:0-9")
-        plan = FaultPlan(
-            script=tuple(parse_fault(line) for line in script),
-            jitter_ms=20.0,
-            loss=0.1,
-            bursts_per_minute=30.0,
-            seed=seed,
-        )
-        pipeline = Pipeline(load_bundle(toy_bundle), num_threads=1)
-        done = started(pipeline, small_log_root, 0.0, faults=plan)
-        done.run()
-        return done
+        chances = {"jitter_ms": 20.0, "loss": 0.1, "bursts_per_minute": 30.0, "seed": seed}
+        return struck(toy_bundle, small_log_root, *script, **chances)
 
     first, again, other = run(1), run(1), run(2)
     assert first.detections_text() == again.detections_text() != other.detections_text()
@@ -102,10 +102,7 @@ def test_the_virtual_clock_gives_the_same_bytes_twice_faults_included(
 def test_a_dead_lidar_goes_to_the_camera_mode_with_the_next_frame(
     toy_bundle: Path, small_log_root: Path
 ) -> None:
-    plan = FaultPlan(script=(parse_fault("LIDAR_TOP:dead:0.5-9"),))
-    pipeline = Pipeline(load_bundle(toy_bundle), num_threads=1)
-    done = started(pipeline, small_log_root, 0.0, faults=plan)
-    done.run()
+    done = struck(toy_bundle, small_log_root, "LIDAR_TOP:dead:0.5-9")
     report = done.report()
     # 0.5 s dead from the first image on, which is 43 ms before the first sweep: sweeps up to
     # 0.45 s come, the frame at 0.5 s still has that one, and no later frame has any.
@@ -121,10 +118,7 @@ def test_a_dead_lidar_goes_to_the_camera_mode_with_the_next_frame(
 def test_a_frozen_camera_is_seen_at_its_third_picture(
     toy_bundle: Path, small_log_root: Path
 ) -> None:
-    plan = FaultPlan(script=(parse_fault("CAM_BACK:frozen:0.3-0.9"),))
-    pipeline = Pipeline(load_bundle(toy_bundle), num_threads=1)
-    done = started(pipeline, small_log_root, 0.0, faults=plan)
-    done.run()
+    done = struck(toy_bundle, small_log_root, "CAM_BACK:frozen:0.3-0.9")
     report = done.report()
     # of those with the picture before, the first is the second of a row, which is used
     num_alike = report["faults"]["CAM_BACK: frozen"]
@@ -167,8 +161,10 @@ def test_accepted_detections_and_budgets_decide_the_exit_code(
     budget.write_text(json.dumps(limits))
     slow = run_cli(*base, "--budget", budget)
     assert slow.returncode == 1
-    assert "p50_ms of age of oldest sensor: got" in slow.stdout
-    assert "allowed 0.001" in slow.stdout
+    # the oldest camera's picture is 43 ms old at the sweep, and 5 ms are for the LiDAR's jitter
+    breach = re.search("p50_ms of age of oldest sensor: got ([0-9.]+), allowed 0.001", slow.stdout)
+    assert breach is not None
+    assert float(breach[1]) >= 48
 
 
 def test_a_pipeline_that_is_too_slow_gets_the_newest_frame_and_the_rest_is_counted(
